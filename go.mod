@@ -1,0 +1,3 @@
+module github.com/mvalve/mvalve
+
+go 1.25.0
