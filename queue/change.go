@@ -39,6 +39,9 @@ func (c *Change) Check(now time.Time, maxBody int) error {
 		if s.Verb < Ack || s.Verb > Kill {
 			return fmt.Errorf("%w: verb %d", ErrInvalid, s.Verb)
 		}
+		if s.Verb == Extend && s.Token.IsZero() {
+			return fmt.Errorf("%w: a lease that nobody holds cannot be extended", ErrInvalid)
+		}
 	}
 	return nil
 }
