@@ -94,12 +94,10 @@ func (p Program) Share() (string, error) {
 	prefix := filepath.Dir(filepath.Dir(p.Path))
 	for _, name := range []string{"mysql", "mariadb"} {
 		dir := filepath.Join(prefix, "share", name)
-		if _, err := os.Stat(filepath.Join(dir, "mysql_system_tables.sql")); err == nil {
-			return dir, nil
-		}
-		dir = filepath.Join(prefix, "share", name)
-		if _, err := os.Stat(filepath.Join(dir, "mariadb_system_tables.sql")); err == nil {
-			return dir, nil
+		for _, file := range []string{"mysql_system_tables.sql", "mariadb_system_tables.sql"} {
+			if _, err := os.Stat(filepath.Join(dir, file)); err == nil {
+				return dir, nil
+			}
 		}
 	}
 	return "", fmt.Errorf("locate: %s has no system table files below %s/share", p.Path, prefix)
