@@ -89,13 +89,20 @@ func limitOf(v [4]sql.NullInt64) *throttle.Limit {
 	}
 }
 
-// NextRule returns r as a store must write it over prev (nil if the pattern has
-// no row), as version. A changed limit remembers the one it replaces; while the
-// limit stays the same, Was and ChangedAt stay with it.
-func NextRule(prev *throttle.Rule, r throttle.Rule, version int64, now time.Time) throttle.Rule {
+// NextRule decides what PutRule writes over prev (nil if the pattern has no row):
+// r as version, and true; or prev itself and false when ifAbsent finds a limit.
+// A changed limit remembers the one it replaces; while the limit stays the same,
+// Was and ChangedAt stay with it. With ifAbsent the other settings of prev stay.
+func NextRule(prev *throttle.Rule, r throttle.Rule, ifAbsent bool, version int64, now time.Time) (throttle.Rule, bool) {
 	r.Version, r.ChangedAt = version, queue.Time(queue.Micros(now))
 	if prev == nil {
-		return r
+		return r, true
+	}
+	if ifAbsent {
+		if prev.Limit != nil {
+			return *prev, false
+		}
+		r.Weight, r.MaxInFlight, r.Paused = prev.Weight, prev.MaxInFlight, prev.Paused
 	}
 	same := (prev.Limit == nil) == (r.Limit == nil) && (r.Limit == nil || *prev.Limit == *r.Limit)
 	switch {
@@ -105,7 +112,7 @@ func NextRule(prev *throttle.Rule, r throttle.Rule, version int64, now time.Time
 		was := *prev.Limit
 		r.Was = &was
 	}
-	return r
+	return r, true
 }
 
 // HoldRow receives HoldColumns.
