@@ -6,12 +6,17 @@ import (
 )
 
 // Permit is the right to dispatch one message within [At, Until] of the pipe's
-// clock, or not at all. Charge permits (Request.Charge) may be used at once.
+// clock, or not at all. Charge permits (Request.Charge) may be used at once. It
+// is used once, by Taker.Dispatched or Taker.Return.
 type Permit struct {
 	At    time.Time
 	Until time.Time
 	dest  string
+	from  *origin // nil where nothing is counted
 }
+
+// Destination returns whose permit it is.
+func (p Permit) Destination() string { return p.dest }
 
 // Request asks for up to Want permits of one destination.
 type Request struct {
@@ -22,7 +27,9 @@ type Request struct {
 	Changed     time.Time
 	Want        int
 	// Hold, when positive, makes the first permit also close the destination
-	// for Hold after its dispatch: a spaced series. Limit may be zero then.
+	// for Hold after its dispatch: a spaced series. At most one permit is
+	// granted then. Limit may be zero; only requests with a Hold or a Limit
+	// see that the destination is closed.
 	Hold time.Duration
 	// Charge takes Want permits at once, whatever the limit says: emergency
 	// with policy bypass. They count for those that come later.
@@ -41,7 +48,12 @@ type Grant struct {
 
 // Taker is the part of Limiter that a scheduler uses.
 type Taker interface {
+	// Take answers every request, in order, at the price of one update per
+	// store. A permit not dispatched within its time must be given to Return.
 	Take(ctx context.Context, now time.Time, reqs []Request) []Grant
+	// Dispatched says when the permit was used. It only takes a note, which is
+	// written with the next Take of the destination or by Limiter.Flush.
 	Dispatched(p Permit, at time.Time)
+	// Return gives a permit back that was not and will not be used.
 	Return(p Permit)
 }

@@ -1,0 +1,124 @@
+package throttle
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"time"
+)
+
+// A value is a format byte, the fields of ring as varints, the entries as
+// differences, and a CRC-32C of it all. It stays far below the 64 KiB of a
+// state.Store: ringEntries of at most 19 bytes.
+
+const (
+	ringFormat  = 1
+	maxMicros   = int64(1) << 56 // year 4253
+	maxRingTail = ringEntries * 2
+)
+
+var (
+	errRing    = errors.New("throttle: stored state is malformed")
+	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+)
+
+// encode returns the stored form.
+func (r *ring) encode() []byte {
+	b := make([]byte, 0, 96+6*len(r.entries))
+	b = append(b, ringFormat, byte(r.limit.Mode), flag(r.moved))
+	for _, v := range [...]int64{
+		r.limit.Max, int64(r.limit.Interval / time.Microsecond), int64(r.limit.Guard / time.Microsecond),
+		r.version, r.era, r.high, r.tat, r.forgot, r.closed, r.closer, r.hold,
+	} {
+		b = binary.AppendVarint(b, v)
+	}
+	b = binary.LittleEndian.AppendUint64(b, r.nonce)
+	b = binary.AppendUvarint(b, uint64(len(r.entries)))
+	last := int64(0)
+	for _, e := range r.entries {
+		many := e.n != 1
+		b = binary.AppendUvarint(b, uint64(e.hi-last)<<2|uint64(flag(many))<<1|uint64(flag(e.open)))
+		if many {
+			b = binary.AppendUvarint(b, uint64(e.n))
+		}
+		last = e.hi
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+func flag(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// decode reads the stored form into r, reusing its entries. Bytes that encode
+// does not write are errRing; r is undefined then.
+func (r *ring) decode(b []byte) error {
+	if len(b) < 7 || b[0] != ringFormat || b[1] > byte(Paced) || b[2] > 1 {
+		return errRing
+	}
+	body, sum := b[:len(b)-4], binary.LittleEndian.Uint32(b[len(b)-4:])
+	if crc32.Checksum(body, castagnoli) != sum {
+		return errRing
+	}
+	*r = ring{entries: r.entries[:0], moved: b[2] == 1}
+	body = body[3:]
+	var interval, guard int64
+	for _, f := range [...]*int64{
+		&r.limit.Max, &interval, &guard,
+		&r.version, &r.era, &r.high, &r.tat, &r.forgot, &r.closed, &r.closer, &r.hold,
+	} {
+		v, n := binary.Varint(body)
+		if n <= 0 || v < 0 || v >= maxMicros {
+			return errRing
+		}
+		*f, body = v, body[n:]
+	}
+	const longest = int64(MaxInterval / time.Microsecond)
+	if interval > longest || guard > longest || len(body) < 9 {
+		return errRing
+	}
+	r.limit.Mode = Mode(b[1])
+	r.limit.Interval = time.Duration(interval) * time.Microsecond
+	r.limit.Guard = time.Duration(guard) * time.Microsecond
+	if r.limit.Validate() != nil {
+		return errRing
+	}
+	r.nonce = binary.LittleEndian.Uint64(body)
+	return r.decodeEntries(body[8:])
+}
+
+func (r *ring) decodeEntries(b []byte) error {
+	count, w := binary.Uvarint(b)
+	if w <= 0 || count > maxRingTail || count > uint64(len(b)) {
+		return errRing
+	}
+	b = b[w:]
+	hi := uint64(0)
+	for range count {
+		v, w := binary.Uvarint(b)
+		if w <= 0 {
+			return errRing
+		}
+		b = b[w:]
+		hi += v >> 2
+		n := uint64(1)
+		if v&2 != 0 {
+			if n, w = binary.Uvarint(b); w <= 0 || n == 0 || n > 1<<40 {
+				return errRing
+			}
+			b = b[w:]
+		}
+		if hi >= uint64(maxMicros) {
+			return errRing
+		}
+		r.entries = append(r.entries, entry{int64(hi), int64(n), v&1 != 0})
+		r.total += int64(n)
+	}
+	if len(b) != 0 {
+		return errRing
+	}
+	return nil
+}
