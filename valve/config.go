@@ -106,5 +106,6 @@ type Delivery struct {
 	DispatchedAt time.Time      // the moment Next returned it, on the pipe's clock
 	Attempt      int            // 1 for the first
 
-	entry *entry
+	entry  *entry
+	reader *Reader
 }

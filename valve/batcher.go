@@ -1,0 +1,77 @@
+package valve
+
+import "sync"
+
+// batcher is a group commit: items added while a flush is under way go out
+// together in the next one. It adds no delay of its own. Goroutines live only
+// while there is work.
+type batcher[T any] struct {
+	workers  int         // flushes under way at once, at least 1
+	maxItems int         // most items per flush
+	maxBytes int         // most bytes per flush as told by size; a single item may exceed it
+	size     func(T) int // nil: items have no size
+	flush    func([]T)
+
+	mu      sync.Mutex
+	pending []T
+	running int
+	closed  bool
+	wg      sync.WaitGroup
+}
+
+// add queues items; false means that the batcher is closed and took nothing.
+func (b *batcher[T]) add(items ...T) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.pending = append(b.pending, items...)
+	if b.running < b.workers {
+		b.running++
+		b.wg.Go(b.run)
+	}
+	return true
+}
+
+func (b *batcher[T]) run() {
+	for {
+		batch := b.take()
+		if batch == nil {
+			return
+		}
+		b.flush(batch)
+	}
+}
+
+// take cuts the next batch off, or ends the worker.
+func (b *batcher[T]) take() []T {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.pending) == 0 {
+		b.pending = nil
+		b.running--
+		return nil
+	}
+	n, bytes := 0, 0
+	for n < len(b.pending) && n < b.maxItems {
+		if b.size != nil {
+			bytes += b.size(b.pending[n])
+			if n > 0 && bytes > b.maxBytes {
+				break
+			}
+		}
+		n++
+	}
+	batch := b.pending[:n:n]
+	b.pending = b.pending[n:]
+	return batch
+}
+
+// close refuses further items and waits until what was added is flushed.
+func (b *batcher[T]) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.wg.Wait()
+}

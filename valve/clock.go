@@ -1,0 +1,93 @@
+package valve
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+)
+
+// remeasure is how often a clock asks the back end for its time again. In
+// between this machine's monotonic clock counts.
+const remeasure = 10 * time.Second
+
+// clock is the back end's clock as this process measured it. It never goes
+// back: when the back end's clock did, it runs at half speed until they meet,
+// so that no window is opened twice.
+type clock struct {
+	mu     sync.Mutex
+	anchor time.Time     // local time of the last measurement, with its monotonic reading
+	base   time.Time     // the back end's time at anchor
+	excess time.Duration // how far Now was ahead of base at anchor
+	probed time.Time     // local time of the last probe
+}
+
+// newClock measures the back end's clock three times and keeps the measurement
+// with the shortest round trip.
+func newClock(ctx context.Context, store queue.Store) (*clock, error) {
+	c := &clock{}
+	best := time.Duration(1<<63 - 1)
+	for range 3 {
+		at, base, trip, err := probe(ctx, store)
+		if err != nil {
+			return nil, err
+		}
+		if trip < best {
+			best, c.anchor, c.base, c.probed = trip, at, base, at
+		}
+	}
+	return c, nil
+}
+
+// probe returns a local instant, the back end's time at it, and the round trip,
+// half of which bounds the error.
+func probe(ctx context.Context, store queue.Store) (at, base time.Time, trip time.Duration, err error) {
+	sent := time.Now()
+	remote, err := store.Now(ctx)
+	at = time.Now()
+	trip = at.Sub(sent)
+	return at, remote.Add(trip / 2), trip, err
+}
+
+// Now returns the back end's time.
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at(time.Now())
+}
+
+func (c *clock) at(local time.Time) time.Time {
+	elapsed := local.Sub(c.anchor)
+	return c.base.Add(elapsed + max(0, c.excess-elapsed/2)).UTC().Round(0)
+}
+
+// due reports whether the clock should be measured again and, if so, makes sure
+// that only one caller does it.
+func (c *clock) due() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.probed) < remeasure {
+		return false
+	}
+	c.probed = time.Now()
+	return true
+}
+
+// measure asks the back end again and follows it where the difference is larger
+// than what the round trip could explain.
+func (c *clock) measure(ctx context.Context, store queue.Store) error {
+	at, base, trip, err := probe(ctx, store)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.at(at)
+	ahead := now.Sub(base)
+	if ahead.Abs() <= trip/2+100*time.Microsecond {
+		return nil
+	}
+	c.anchor, c.base, c.excess = at, base, max(0, ahead)
+	return nil
+}

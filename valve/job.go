@@ -1,0 +1,353 @@
+package valve
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/throttle"
+)
+
+const (
+	// backEndTimeout bounds one call of a store.
+	backEndTimeout = 30 * time.Second
+	// retryPause is how long a destination rests after its store failed.
+	retryPause = 200 * time.Millisecond
+	// leaseTries is how often the permits of lost races are tried on the
+	// destination's next messages.
+	leaseTries = 3
+)
+
+// holdEmergency is the reason of holds that emergencies set; emergencies pass them.
+const holdEmergency = "emergency"
+
+// run takes the permits and leases of a job and hands over what it won.
+func (r *Reader) run(j *job) {
+	ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
+	defer cancel()
+	r.takePermits(ctx, j)
+	for try := 1; r.leaseMissing(ctx, j, try < leaseTries); try++ {
+	}
+	r.mu.Lock()
+	now := r.clock.Now()
+	for _, it := range j.items {
+		for _, p := range it.spare {
+			r.limiter.Return(p)
+		}
+	}
+	r.mu.Unlock()
+	r.setHolds(ctx, j)
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.jobs[j.class]--
+	for _, it := range j.items {
+		for _, e := range it.entries {
+			r.deliver(it, e)
+		}
+		it.d.asking = false
+		r.touch(it.d, now)
+	}
+	r.wakeUp()
+}
+
+// deliver hands a leased entry to its subscription. The mutex is held.
+func (r *Reader) deliver(it *item, e *entry) {
+	if r.closing || it.sub.closed {
+		it.sub.assigned--
+		r.giveBack(e)
+		return
+	}
+	it.sub.deliver(e)
+}
+
+// takePermits asks the limiter for all limited items of the job in one call;
+// entries without a permit go back untouched.
+func (r *Reader) takePermits(ctx context.Context, j *job) {
+	var reqs []throttle.Request
+	var asked []*item
+	for _, it := range j.items {
+		if it.limited {
+			reqs = append(reqs, throttle.Request{
+				Destination: it.d.name, Limit: it.limit, Version: it.d.rule.Version, Was: it.d.rule.Was,
+				Changed: it.d.rule.Changed, Want: len(it.entries), Hold: it.hold, Charge: it.charge,
+			})
+			asked = append(asked, it)
+		}
+	}
+	if len(reqs) == 0 {
+		return
+	}
+	now := r.clock.Now()
+	grants := r.limiter.Take(ctx, now, reqs)
+	stale := false
+	r.mu.Lock()
+	for i, g := range grants {
+		stale = stale || g.Stale
+		r.granted(asked[i], g, now)
+	}
+	r.mu.Unlock()
+	if stale {
+		r.reloadRules(ctx)
+	}
+}
+
+// granted gives the permits of g to the first entries of it and puts the others
+// back. The mutex is held.
+func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
+	d := it.d
+	d.notBefore, d.why = g.NotBefore, "limit"
+	if g.Err != nil {
+		if ctxErr := r.ctx.Err(); ctxErr == nil {
+			r.log.Warn("limiter", "destination", d.name, "err", g.Err)
+		}
+		d.notBefore, d.why = now.Add(retryPause), "limiter unreachable"
+	}
+	n := min(len(g.Permits), len(it.entries))
+	for i, e := range it.entries[:n] {
+		e.permit, e.permitted = g.Permits[i], true
+	}
+	for _, e := range it.entries[n:] {
+		it.sub.assigned--
+		r.putBack(e)
+	}
+	it.entries = it.entries[:n]
+	if n == 0 && g.Err == nil && !g.Stale {
+		r.count(actionThrottle, d.name)
+	}
+}
+
+// leaseMissing leases the job's entries that are not leased yet. Where races
+// were lost and retry is set, it puts the destination's next messages on the
+// permits and reports that they want a lease.
+func (r *Reader) leaseMissing(ctx context.Context, j *job, retry bool) bool {
+	var refs []queue.Ref
+	var wanted []*entry
+	lost := make(map[*entry]bool)
+	for _, it := range j.items {
+		for _, e := range it.entries {
+			if !e.leaseUntil.IsZero() {
+				continue
+			}
+			if e.ref.Attempts >= r.cfg.MaxAttempts {
+				// Its lease ran out often; its batch mates may be innocent.
+				r.lease(ctx, []queue.Ref{e.ref}, []*entry{e}, lost)
+				continue
+			}
+			refs, wanted = append(refs, e.ref), append(wanted, e)
+		}
+	}
+	if len(refs) > 0 {
+		r.lease(ctx, refs, wanted, lost)
+	}
+	again := false
+	for _, it := range j.items {
+		if r.settleLost(it, lost) && retry && ctx.Err() == nil {
+			again = r.replace(ctx, it) || again
+		}
+	}
+	return again
+}
+
+// lease leases refs and marks the entries that were lost.
+func (r *Reader) lease(ctx context.Context, refs []queue.Ref, entries []*entry, lost map[*entry]bool) {
+	now := r.clock.Now()
+	until := now.Add(r.cfg.Lease)
+	won, err := r.store.Lease(ctx, now, until, r.id, refs)
+	if err != nil && ctx.Err() == nil {
+		r.log.Warn("lease", "messages", len(refs), "err", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	byID := make(map[queue.ID]*queue.Leased, len(won))
+	for i := range won {
+		byID[won[i].Ref.ID] = &won[i]
+	}
+	for _, e := range entries {
+		l := byID[e.ref.ID]
+		if l == nil {
+			lost[e] = true
+			if err != nil && !errors.Is(err, queue.ErrUnknown) {
+				e.dest.notBefore, e.dest.why = now.Add(retryPause), "back end unreachable"
+			}
+			continue
+		}
+		e.leaseUntil, e.message = until, l.Message
+		e.ref.Attempts = l.Ref.Attempts
+		r.leased[e] = struct{}{}
+		if l.Err != nil {
+			lost[e] = true
+			r.log.Error("message damaged", "destination", e.dest.name, "message_id", e.ref.ID, "err", l.Err)
+			e.phase = settling
+			r.end(&ending{entry: e, action: actionDead, settle: queue.Settle{Ref: e.ref, Verb: queue.Kill, Token: r.id, Reason: l.Err.Error(), At: now}})
+		}
+	}
+}
+
+// settleLost takes the lost entries out of it and keeps their permits as spare.
+// It reports whether there are any.
+func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	kept := it.entries[:0]
+	missing := 0
+	for _, e := range it.entries {
+		if !lost[e] {
+			kept = append(kept, e)
+			continue
+		}
+		missing++
+		it.sub.assigned--
+		if e.permitted {
+			it.spare = append(it.spare, e.permit)
+			e.permitted = false
+		}
+		if e.phase == settling {
+			continue // damaged: its end gives up its place
+		}
+		it.d.inFlight--
+		r.x.forget(e)
+	}
+	it.entries = kept
+	if missing > 0 {
+		it.d.more = true // what the index says about it is not what the store has
+	}
+	return missing > 0
+}
+
+// replace reads the destination's head again and puts its next messages on the
+// spare permits (or, without a limit, leaves them to the next job).
+func (r *Reader) replace(ctx context.Context, it *item) bool {
+	r.refillNow(ctx, it.d)
+	if len(it.spare) == 0 || it.hold > 0 || it.charge {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now()
+	hold, _ := r.rules.Hold(it.d.name)
+	took := false
+	for len(it.spare) > 0 && len(it.d.ready) > 0 {
+		if r.discardHead(it.d, hold, now) {
+			continue
+		}
+		if it.d.ready[0].ref.Hold > 0 {
+			break
+		}
+		e := r.x.popReady(it.d)
+		r.assign(it, e, true)
+		e.permit, e.permitted = it.spare[0], true
+		it.spare = it.spare[1:]
+		took = true
+	}
+	return took
+}
+
+// setHolds commits what the entries' durations say before they are dispatched.
+func (r *Reader) setHolds(ctx context.Context, j *job) {
+	for _, it := range j.items {
+		kept := it.entries[:0]
+		for _, e := range it.entries {
+			if e.message.Hold > 0 && !r.setHold(ctx, e) {
+				r.mu.Lock()
+				it.sub.assigned--
+				r.giveBack(e)
+				r.mu.Unlock()
+				continue
+			}
+			kept = append(kept, e)
+		}
+		it.entries = kept
+	}
+}
+
+func (r *Reader) setHold(ctx context.Context, e *entry) bool {
+	now := r.clock.Now()
+	h := throttle.Hold{Destination: e.dest.name, Until: now.Add(e.message.Hold), Reason: "duration"}
+	if e.ref.Lane == queue.Emergency {
+		h.Reason = holdEmergency
+		if r.cfg.OnEmergency == DropOthers {
+			h.SupersededBefore = now
+		}
+	}
+	if err := r.putHold(ctx, h); err != nil {
+		r.log.Error("hold not stored; the message waits", "destination", h.Destination, "err", err)
+		return false
+	}
+	return true
+}
+
+// putHold commits a hold and makes it effective here at once.
+func (r *Reader) putHold(ctx context.Context, h throttle.Hold) error {
+	if err := r.ruleStore.PutHold(ctx, r.clock.Now(), h); err != nil {
+		return err
+	}
+	r.rules.Note(h)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d := r.x.dests[h.Destination]; d != nil {
+		r.touch(d, r.clock.Now())
+	}
+	return nil
+}
+
+// putBack returns a chosen entry to its destination: to the index if it is not
+// leased, else among the held ones. The mutex is held.
+func (r *Reader) putBack(e *entry) {
+	d := e.dest
+	if e.leaseUntil.IsZero() {
+		d.inFlight--
+		delete(r.x.known, e.ref.ID)
+		r.x.insert(d, e)
+		return
+	}
+	r.hold(e)
+}
+
+// hold keeps a leased entry that waits for a permit. The mutex is held.
+func (r *Reader) hold(e *entry) {
+	e.phase, e.sub = prepared, nil
+	d := e.dest
+	at := 0
+	for at < len(d.held) && before(&d.held[at].ref, &e.ref) < 0 {
+		at++
+	}
+	d.held = append(d.held, nil)
+	copy(d.held[at+1:], d.held[at:])
+	d.held[at] = e
+}
+
+// giveBack ends the lease of an entry that was not handed out. The mutex is held.
+func (r *Reader) giveBack(e *entry) {
+	if e.permitted {
+		r.limiter.Return(e.permit)
+		e.permitted = false
+	}
+	if e.leaseUntil.IsZero() {
+		e.dest.inFlight--
+		r.x.forget(e)
+		e.dest.more = true
+		return
+	}
+	e.phase = settling
+	r.end(&ending{entry: e, settle: queue.Settle{Ref: e.ref, Verb: queue.Release, Token: r.id}})
+}
+
+// takeBack is giveBack for an entry that a caller had in hand.
+func (r *Reader) takeBack(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.sub.out--
+	if e.permitted {
+		r.limiter.Return(e.permit)
+		e.permitted = false
+	}
+	if r.closing || e.limited {
+		r.giveBack(e)
+	} else {
+		r.hold(e)
+		r.touch(e.dest, r.clock.Now())
+	}
+	r.wakeUp()
+}

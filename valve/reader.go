@@ -1,0 +1,373 @@
+package valve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/state"
+	"github.com/mvalve/mvalve/throttle"
+)
+
+// Reader takes messages out of a pipe. It is safe for concurrent use; any number
+// of readers, in any processes, may read one pipe. Open one with OpenReader.
+type Reader struct {
+	cfg       ReaderConfig
+	store     queue.Store
+	log       *slog.Logger
+	clock     *clock
+	id        queue.ID // names the reader and is its lease token
+	rules     *throttle.Rules
+	limiter   *throttle.Limiter
+	ruleStore throttle.RuleStore
+	statlog   statlog
+	settles   batcher[*ending]
+	bell      *bell
+
+	ctx    context.Context // of the background work; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	wake   chan struct{} // capacity 1: the scheduler should look
+	rung   chan struct{} // capacity 1: the scanner should look
+	refill chan struct{} // capacity 1: a refill is wanted
+
+	mu        sync.Mutex
+	x         *index
+	ring      fifo
+	express   fifo
+	turn      int
+	jobs      [classes]int
+	refills   []*destination
+	leased    map[*entry]struct{}
+	subs      []*Subscription
+	exact     map[string][]*Subscription
+	wild      []*Subscription
+	main      *Subscription // of Next
+	ruleGen   uint64
+	onHold    map[*destination]struct{} // asleep because of a hold
+	peers     []queue.ID                // live readers
+	freshPass bool                      // a new subscription wants a destination pass now
+	stats     Stats
+	closing   bool
+	closed    bool
+}
+
+// OpenReader opens a Reader on store. The caller keeps the store and the states
+// and closes them after the Reader.
+func OpenReader(ctx context.Context, store queue.Store, cfg ReaderConfig) (*Reader, error) {
+	r := &Reader{
+		cfg: withDefaults(cfg), store: store, log: logger(cfg.Logger),
+		wake: make(chan struct{}, 1), rung: make(chan struct{}, 1), refill: make(chan struct{}, 1),
+		leased: make(map[*entry]struct{}), exact: make(map[string][]*Subscription), ruleGen: 1, onHold: make(map[*destination]struct{}),
+	}
+	for _, g := range cfg.Destinations {
+		if err := throttle.CheckPattern(g); err != nil {
+			return nil, fmt.Errorf("valve: destination filter: %w", err)
+		}
+	}
+	r.x = newIndex(r.cfg.IndexCap)
+	var err error
+	if r.clock, err = newClock(ctx, store); err != nil {
+		return nil, fmt.Errorf("valve: measure the back end's clock: %w", err)
+	}
+	var ids queue.IDSource
+	r.id = ids.New(r.clock.Now())
+	if err := r.openRules(ctx); err != nil {
+		return nil, err
+	}
+	r.statlog = statlog{now: r.clock.Now, write: func(lines []queue.Stat) { writeStats(store, r.clock, r.log, lines) }}
+	r.settles = batcher[*ending]{workers: 2, maxItems: settleItems, flush: r.settleBatch}
+	r.main = r.newSubscription(Filter{Globs: cfg.Destinations}, 0)
+	r.start(ctx)
+	return r, nil
+}
+
+func withDefaults(cfg ReaderConfig) ReaderConfig {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&cfg.Lease, 60*time.Second)
+	def(&cfg.RetryMin, time.Second)
+	def(&cfg.RetryMax, time.Hour)
+	if cfg.MaxAttempts <= 0 {
+		cfg.MaxAttempts = 20
+	}
+	if cfg.IndexCap <= 0 {
+		cfg.IndexCap = 100_000
+	}
+	if cfg.Address == "" {
+		cfg.Address = "127.0.0.1"
+	}
+	return cfg
+}
+
+// openRules connects rules and limiter to what the store offers.
+func (r *Reader) openRules(ctx context.Context) error {
+	source := r.cfg.Rules
+	if source == nil {
+		if s, ok := r.store.(throttle.RuleStore); ok {
+			source = s
+		} else {
+			source = throttle.NewMemoryRules()
+		}
+	}
+	r.rules = throttle.NewRules(source, r.log)
+	r.ruleStore = source
+	if err := r.rules.Reload(ctx, r.clock.Now()); err != nil {
+		return fmt.Errorf("valve: load limits: %w", err)
+	}
+	if r.cfg.Durable == nil {
+		if s, ok := r.store.(interface{ State() state.Store }); ok {
+			r.cfg.Durable = s.State()
+		} else {
+			r.cfg.Durable = state.NewMemory()
+		}
+	}
+	if r.cfg.State == nil {
+		r.cfg.State = r.cfg.Durable
+	}
+	r.limiter = throttle.NewLimiter(throttle.Config{Fast: r.cfg.State, Durable: r.cfg.Durable, Logger: r.log})
+	return nil
+}
+
+// start begins the background work.
+func (r *Reader) start(ctx context.Context) {
+	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if r.cfg.Address != "-" {
+		b, err := openBell(r.cfg.Address, func() { signal(r.rung) })
+		if err != nil {
+			r.log.Warn("no doorbell; new messages of other processes are found by polling", "err", err)
+		}
+		r.bell = b
+	}
+	r.announce()
+	if r.cfg.Writer != nil {
+		r.cfg.Writer.attach(r)
+	}
+	r.wg.Go(r.loop)
+	r.wg.Go(r.tailLoop)
+	r.wg.Go(r.passLoop)
+	r.wg.Go(r.refillLoop)
+	r.wg.Go(r.tickLoop)
+	r.wg.Go(r.flushLoop)
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func (r *Reader) wakeUp() { signal(r.wake) }
+
+// Now returns the pipe's clock: the back end's as this process measured it.
+func (r *Reader) Now() time.Time { return r.clock.Now() }
+
+// ID returns the id under which the reader is present and leases.
+func (r *Reader) ID() queue.ID { return r.id }
+
+// Next blocks until a message of the reader's destinations may go and hands it
+// out. See Subscription.Next.
+func (r *Reader) Next(ctx context.Context) (*Delivery, error) { return r.main.Next(ctx) }
+
+// All iterates over the deliveries of Next until ctx ends or the reader closes;
+// then it ends without an error. Any other error is yielded and ends it.
+func (r *Reader) All(ctx context.Context) iter.Seq2[*Delivery, error] {
+	return func(yield func(*Delivery, error) bool) {
+		for {
+			d, err := r.Next(ctx)
+			if errors.Is(err, ErrClosed) || (err != nil && ctx.Err() != nil) {
+				return
+			}
+			if !yield(d, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Subscribe opens a subscription with a filter. credit is the most deliveries
+// out at once, which the reader also prepares ahead; 0 prepares as many as
+// callers wait in Next.
+func (r *Reader) Subscribe(filter Filter, credit int) (*Subscription, error) {
+	for _, g := range filter.Globs {
+		if err := throttle.CheckPattern(g); err != nil {
+			return nil, fmt.Errorf("valve: destination filter: %w", err)
+		}
+	}
+	if credit < 0 {
+		return nil, fmt.Errorf("valve: credit %d is negative", credit)
+	}
+	r.mu.Lock()
+	if r.closing {
+		r.mu.Unlock()
+		return nil, ErrClosed
+	}
+	s := r.newSubscription(filter, credit)
+	r.mu.Unlock()
+	signal(r.rung)
+	r.wakeUp()
+	return s, nil
+}
+
+// newSubscription registers a subscription. The mutex is held, or r is not shared yet.
+func (r *Reader) newSubscription(filter Filter, credit int) *Subscription {
+	s := &Subscription{
+		r: r, filter: filter, only: filter.exact(), credit: credit,
+		noCredit: make(map[*destination]struct{}), reserved: make(map[*destination]struct{}),
+	}
+	r.subs = append(r.subs, s)
+	if s.only != "" {
+		r.exact[s.only] = append(r.exact[s.only], s)
+		d := r.x.dest(s.only)
+		d.more = true // the store may have rows that nobody wanted so far
+		r.wantRefill(d)
+	} else {
+		r.wild = append(r.wild, s)
+		r.freshPass = true
+	}
+	return s
+}
+
+// dropSubscription unregisters s. The mutex is held.
+func (r *Reader) dropSubscription(s *Subscription) {
+	remove := func(list []*Subscription) []*Subscription {
+		kept := list[:0]
+		for _, o := range list {
+			if o != s {
+				kept = append(kept, o)
+			}
+		}
+		clear(list[len(kept):])
+		return kept
+	}
+	r.subs = remove(r.subs)
+	r.wild = remove(r.wild)
+	if s.only != "" {
+		if r.exact[s.only] = remove(r.exact[s.only]); len(r.exact[s.only]) == 0 {
+			delete(r.exact, s.only)
+		}
+	}
+}
+
+// wanted reports whether any subscription selects destination. The mutex is held.
+func (r *Reader) wanted(destination string) bool {
+	if len(r.exact[destination]) > 0 {
+		return true
+	}
+	for _, s := range r.wild {
+		if s.filter.Match(destination) {
+			return true
+		}
+	}
+	return false
+}
+
+// dispatch turns a prepared entry into a delivery at its permit's time. It
+// returns nil without an error when the entry could not be handed out any more
+// and went back.
+func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
+	if e.limited {
+		if wait := e.permit.At.Sub(r.clock.Now()); wait > 0 {
+			t := time.NewTimer(wait)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				r.takeBack(e)
+				return nil, ctx.Err()
+			}
+			for r.clock.Now().Before(e.permit.At) {
+				time.Sleep(50 * time.Microsecond) // the pipe's clock runs a little slower than the timer
+			}
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now().Truncate(time.Microsecond)
+	switch {
+	case r.closing:
+		e.sub.out--
+		r.giveBack(e)
+		return nil, ErrClosed
+	case e.limited && now.After(e.permit.Until):
+		r.limiter.Return(e.permit)
+		e.permitted = false
+		e.sub.out--
+		r.hold(e)
+		r.touch(e.dest, now)
+		r.wakeUp()
+		return nil, nil
+	case now.Add(r.cfg.Lease / 2).After(e.leaseUntil),
+		e.ref.ExpiresAt != 0 && e.ref.ExpiresAt <= now.UnixMicro():
+		e.sub.out--
+		r.giveBack(e)
+		return nil, nil
+	}
+	if e.limited {
+		r.limiter.Dispatched(e.permit, now)
+		e.permitted = false
+	}
+	e.phase = out
+	r.stats.Dispatched++
+	r.count(actionDequeue, e.dest.name)
+	return &Delivery{Message: e.message, DispatchedAt: now, Attempt: e.ref.Attempts, entry: e, reader: r}, nil
+}
+
+// emptyError says what the reader's next message waits for.
+func (r *Reader) emptyError(s *Subscription) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now()
+	best := &EmptyError{}
+	consider := func(at time.Time, name, why string) {
+		if why != "" && (best.Why == "" || at.Before(best.Next)) && s.filter.Match(name) {
+			best.Next, best.Destination, best.Why = at, name, why
+		}
+	}
+	for _, d := range r.x.dests {
+		if d.backlog() > 0 {
+			at, why := r.eligibleAt(d, now)
+			consider(at, d.name, why)
+		}
+	}
+	if len(r.x.soon) > 0 {
+		ref := &r.x.soon[0].ref
+		consider(queue.Time(ref.ReadyAt), ref.Destination, "not due")
+	}
+	if best.Next.Equal(never) {
+		best.Next = time.Time{}
+	}
+	return best
+}
+
+// Error implements error.
+func (e *EmptyError) Error() string {
+	switch {
+	case e.Why == "":
+		return ErrEmpty.Error() + ": nothing waits"
+	case e.Next.IsZero():
+		return fmt.Sprintf("%v: destination %q waits (%s)", ErrEmpty, e.Destination, e.Why)
+	}
+	return fmt.Sprintf("%v: destination %q waits until %s (%s)", ErrEmpty, e.Destination, e.Next.Format(time.RFC3339Nano), e.Why)
+}
+
+// Is makes errors.Is(err, ErrEmpty) true.
+func (e *EmptyError) Is(target error) bool { return target == ErrEmpty }
+
+// Stats returns the reader's counters.
+func (r *Reader) Stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.stats
+	s.Indexed, s.Destinations, s.InFlight = r.x.total, len(r.x.dests), len(r.leased)
+	return s
+}

@@ -1,0 +1,212 @@
+package valve
+
+import (
+	"context"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+)
+
+const (
+	passRows  = 1000        // groups per page of the destination pass
+	passShare = 99          // the pass rests this many times as long as it worked
+	passEvery = time.Second // least time between two passes
+)
+
+// passLoop runs the destination pass: it finds what the tail scan cannot know,
+// at full speed once, then with a small share of the time.
+func (r *Reader) passLoop() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	first := true
+	for {
+		select {
+		case <-timer.C:
+		case <-r.ctx.Done():
+			return
+		}
+		began := time.Now()
+		r.pass(first)
+		first = r.takeFreshPass()
+		rest := passEvery - time.Since(began)
+		if first {
+			rest = 0
+		}
+		timer.Reset(max(rest, 10*time.Millisecond))
+	}
+}
+
+// takeFreshPass reports whether a new subscription wants a pass at full speed.
+func (r *Reader) takeFreshPass() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fresh := r.freshPass
+	r.freshPass = false
+	return fresh
+}
+
+// pass visits every destination once.
+func (r *Reader) pass(fast bool) {
+	after := ""
+	for {
+		ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
+		began := time.Now()
+		refs, more, err := r.store.Heads(ctx, r.clock.Now(), queue.HeadQuery{After: after, Limit: passRows})
+		cancel()
+		if err != nil {
+			if r.ctx.Err() == nil {
+				r.log.Warn("destination pass", "err", err)
+			}
+			return
+		}
+		r.noteHeads(refs)
+		if more == "" {
+			return
+		}
+		after = more
+		if !fast && !sleep(r.ctx, passShare*time.Since(began)) {
+			return
+		}
+	}
+}
+
+// noteHeads wants a refill of every destination whose head is not known.
+func (r *Reader) noteHeads(refs []queue.Ref) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now().Add(lookAhead).UnixMicro()
+	for i := range refs {
+		ref := &refs[i]
+		if r.x.known[ref.ID] != nil || ref.ReadyAt > now || !r.wanted(ref.Destination) {
+			continue
+		}
+		d := r.x.dest(ref.Destination)
+		if len(d.ready) >= headRefs && before(&d.ready[len(d.ready)-1].ref, ref) < 0 {
+			continue
+		}
+		r.wantRefill(d)
+	}
+}
+
+// sleep waits for d or until ctx ends, which it reports as false.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// wantRefill queues a refill of d. The mutex is held.
+func (r *Reader) wantRefill(d *destination) {
+	if d.refill || r.closing {
+		return
+	}
+	d.refill = true
+	r.refills = append(r.refills, d)
+	signal(r.refill)
+}
+
+func (r *Reader) refillLoop() {
+	for {
+		r.mu.Lock()
+		var d *destination
+		if len(r.refills) > 0 {
+			d = r.refills[0]
+			r.refills = r.refills[1:]
+		}
+		r.mu.Unlock()
+		if d == nil {
+			select {
+			case <-r.refill:
+				continue
+			case <-r.ctx.Done():
+				return
+			}
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
+		r.refillNow(ctx, d)
+		cancel()
+		if r.ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// refillNow reads the head of d's backlog and brings its list up to date:
+// unknown rows are added, and references whose rows others took are forgotten.
+func (r *Reader) refillNow(ctx context.Context, d *destination) {
+	r.mu.Lock()
+	d.dropped, d.refill = false, true
+	old := append([]*entry(nil), d.ready...)
+	r.mu.Unlock()
+	now := r.clock.Now()
+	refs, _, err := r.store.Heads(ctx, now, queue.HeadQuery{Destination: d.name, Limit: headRefs})
+	r.mu.Lock()
+	d.refill = false
+	if err != nil {
+		d.more = true
+		r.mu.Unlock()
+		if r.ctx.Err() == nil {
+			r.log.Warn("refill", "destination", d.name, "err", err)
+			sleep(r.ctx, retryPause)
+		}
+		return
+	}
+	r.merge(d, old, refs, now)
+	r.touch(d, now)
+	r.mu.Unlock()
+	r.wakeUp()
+}
+
+// merge replaces what the index knows of d's waiting rows by refs, the rows the
+// store has at its head. old is what the index knew before it asked.
+func (r *Reader) merge(d *destination, old []*entry, refs []queue.Ref, now time.Time) {
+	found := make(map[queue.ID]bool, len(refs))
+	perTable := make(map[queue.Lane]int)
+	for i := range refs {
+		found[refs[i].ID] = true
+		perTable[refs[i].Table]++
+	}
+	full := false
+	for _, n := range perTable {
+		full = full || n >= headRefs
+	}
+	stale := make(map[*entry]bool)
+	for _, e := range old {
+		if e.phase == waiting && e.dest == d && !found[e.ref.ID] && perTable[e.ref.Table] < headRefs {
+			stale[e] = true
+		}
+	}
+	if len(stale) > 0 {
+		kept := d.ready[:0]
+		for _, e := range d.ready {
+			if stale[e] {
+				r.x.total--
+				r.x.forget(e)
+				continue
+			}
+			kept = append(kept, e)
+		}
+		clear(d.ready[len(kept):])
+		d.ready = kept
+	}
+	d.more = false
+	if r.x.dests[d.name] != d {
+		if r.x.dests[d.name] != nil {
+			return // dropped and made anew meanwhile: the other one has its own refill
+		}
+		r.x.dests[d.name] = d
+	}
+	had := d.backlog() > 0
+	for i := range refs {
+		r.x.offer(refs[i], nil, now)
+	}
+	if !had && d.backlog() > 0 {
+		d.readySince = now
+	}
+	d.more = full || d.dropped
+}

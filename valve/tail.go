@@ -1,0 +1,202 @@
+package valve
+
+import (
+	"context"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+)
+
+const (
+	scanRows     = 1000                   // rows per scan
+	pollBusy     = 5 * time.Millisecond   // while messages came lately
+	pollIdle     = 50 * time.Millisecond  // else
+	pollLinger   = time.Second            // how long "lately" is
+	pollGap      = time.Millisecond       // least time between two polls, whatever rings
+	rereadEvery  = 500 * time.Millisecond // how often the last ids are read again
+	rereadSpan   = 2 * time.Second        // because commits come out of id order
+	lookAhead    = time.Second            // timed messages known before they are due
+	handoverSoon = 2 * time.Second        // later timed messages are found by the look-ahead
+)
+
+// lanes are the tables that are scanned.
+var lanes = [...]queue.Lane{queue.Emergency, queue.Timed, queue.Incoming}
+
+// tail follows the end of the lanes.
+type tail struct {
+	cursor [queue.Incoming + 1]queue.Cursor
+	reread time.Time // when the last ids were read again
+	found  time.Time // when a scan last found something
+	dirty  int64
+}
+
+// tailLoop polls the lanes: often while messages come, rarely when idle, at once
+// when the doorbell rings.
+func (r *Reader) tailLoop() {
+	t := &tail{dirty: -1}
+	start := queue.MinID(r.clock.Now().Add(-rereadSpan))
+	for _, lane := range lanes {
+		t.cursor[lane] = queue.Cursor{ID: start}
+	}
+	t.cursor[queue.Timed] = queue.Cursor{ReadyAt: r.clock.Now().Add(-rereadSpan).UnixMicro()}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		ring := false
+		select {
+		case <-timer.C:
+		case <-r.rung:
+			ring = true
+		case <-r.ctx.Done():
+			return
+		}
+		began := time.Now()
+		wait := r.poll(t, ring)
+		if rest := pollGap - time.Since(began); ring && rest > 0 {
+			wait = max(rest, min(wait, pollBusy))
+		}
+		timer.Reset(wait)
+	}
+}
+
+// poll scans once and returns when to poll again.
+func (r *Reader) poll(t *tail, ring bool) time.Duration {
+	ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
+	defer cancel()
+	now := r.clock.Now()
+	reread := now.Sub(t.reread) >= rereadEvery
+	if !reread && !r.dirty(ctx, t, ring) {
+		return r.pollAfter(t, now)
+	}
+	found := false
+	for _, lane := range lanes {
+		n, err := r.scanLane(ctx, t, lane, now, reread || ring && lane == queue.Timed)
+		if err != nil {
+			if r.ctx.Err() == nil {
+				r.log.Warn("scan", "lane", lane.String(), "err", err)
+			}
+			return retryPause
+		}
+		found = found || n
+	}
+	if reread {
+		t.reread = now
+	}
+	if found || ring {
+		t.found = now
+	}
+	r.wakeUp()
+	return r.pollAfter(t, now)
+}
+
+func (r *Reader) pollAfter(t *tail, now time.Time) time.Duration {
+	if now.Sub(t.found) < pollLinger {
+		return pollBusy
+	}
+	return pollIdle
+}
+
+// dirty asks the store whether anybody committed since the last scan; stores
+// that cannot tell are scanned.
+func (r *Reader) dirty(ctx context.Context, t *tail, ring bool) bool {
+	checker, ok := r.store.(queue.DirtyChecker)
+	if !ok {
+		return true
+	}
+	v, err := checker.Dirty(ctx)
+	changed := err != nil || v != t.dirty
+	t.dirty = v
+	return changed || ring
+}
+
+// scanLane reads what is new in one lane. With again it starts rereadSpan back.
+// It reports whether it found a message that was not known.
+func (r *Reader) scanLane(ctx context.Context, t *tail, lane queue.Lane, now time.Time, again bool) (bool, error) {
+	cur := &t.cursor[lane]
+	r.clampCursor(cur, lane, now)
+	from := *cur
+	if again {
+		back := now.Add(-rereadSpan)
+		if lane == queue.Timed {
+			from = queue.Cursor{ReadyAt: min(cur.ReadyAt, back.UnixMicro())}
+		} else if id := queue.MinID(back); id.Compare(cur.ID) < 0 {
+			from = queue.Cursor{ID: id}
+		}
+	}
+	found := false
+	for {
+		refs, next, err := r.store.Scan(ctx, now, lane, from, now.Add(lookAhead), scanRows)
+		if err != nil {
+			return found, err
+		}
+		if r.offerAll(refs) {
+			found = true
+		}
+		moved := next != from
+		from = next
+		if after(next, *cur) {
+			*cur = next
+		}
+		if !moved || len(refs) < scanRows/2 || ctx.Err() != nil {
+			return found, ctx.Err()
+		}
+	}
+}
+
+func after(a, b queue.Cursor) bool {
+	if a.ReadyAt != b.ReadyAt {
+		return a.ReadyAt > b.ReadyAt
+	}
+	return a.ID.Compare(b.ID) > 0
+}
+
+// clampCursor keeps the cursor from passing the back end's now: what is inserted
+// later must come behind it.
+func (r *Reader) clampCursor(cur *queue.Cursor, lane queue.Lane, now time.Time) {
+	if lane == queue.Timed {
+		if cur.ReadyAt > now.UnixMicro() {
+			*cur = queue.Cursor{ReadyAt: now.UnixMicro()}
+		}
+		return
+	}
+	if id := queue.MinID(now); cur.ID.Compare(id) > 0 {
+		cur.ID = id
+	}
+}
+
+// offerAll adds references to the index and reports whether any was new.
+func (r *Reader) offerAll(refs []queue.Ref) bool {
+	if len(refs) == 0 {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now()
+	found := false
+	for i := range refs {
+		if r.x.known[refs[i].ID] != nil || !r.wanted(refs[i].Destination) {
+			continue
+		}
+		found = true
+		if d := r.x.offer(refs[i], nil, now); d != nil {
+			r.added(d, now)
+		}
+	}
+	return found
+}
+
+// handover takes what the writer of this process committed.
+func (r *Reader) handover(messages []*queue.Message) {
+	r.mu.Lock()
+	now := r.clock.Now()
+	for _, m := range messages {
+		if !r.wanted(m.Destination) || m.ReadyAt.Sub(now) > handoverSoon && !m.ReadyAt.IsZero() {
+			continue
+		}
+		if d := r.x.offer(m.Ref(), nil, now); d != nil {
+			r.added(d, now)
+		}
+	}
+	r.mu.Unlock()
+	r.wakeUp()
+}

@@ -1,0 +1,106 @@
+package valve
+
+import (
+	"context"
+	"time"
+)
+
+// tickLoop does what is due every half second: rules, leases that ran out,
+// presence, the clock.
+func (r *Reader) tickLoop() {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
+		r.reloadRules(ctx)
+		r.sweep()
+		if n%int(presenceGap/(500*time.Millisecond)) == 0 {
+			r.announce()
+		}
+		if r.clock.due() {
+			if err := r.clock.measure(ctx, r.store); err != nil && r.ctx.Err() == nil {
+				r.log.Warn("clock not measured", "err", err)
+			}
+		}
+		cancel()
+	}
+}
+
+// reloadRules makes changes of limits and holds effective.
+func (r *Reader) reloadRules(ctx context.Context) {
+	before := r.rules.Version()
+	if err := r.rules.Reload(ctx, r.clock.Now()); err != nil {
+		if r.ctx.Err() == nil {
+			r.log.Warn("limits not reloaded", "err", err)
+		}
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now()
+	if r.rules.Version() != before {
+		r.ruleGen++
+		for _, d := range r.x.dests {
+			r.touch(d, now)
+		}
+	}
+	for d := range r.onHold {
+		delete(r.onHold, d)
+		r.touch(d, now)
+	}
+	r.wakeUp()
+}
+
+// sweep forgets leases that ran out and gives back what nobody takes.
+func (r *Reader) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now()
+	for e := range r.leased {
+		switch {
+		case e.phase == out && !e.leaseUntil.After(now):
+			e.sub.out--
+			e.dest.inFlight--
+			delete(r.leased, e)
+			r.x.forget(e)
+			r.stats.LeaseLost++
+			e.dest.more = true
+			r.touch(e.dest, now)
+		case e.phase == prepared && e.sub == nil && e.leaseUntil.Sub(now) < r.cfg.Lease*3/4:
+			for i, h := range e.dest.held {
+				if h == e {
+					e.dest.held = append(e.dest.held[:i], e.dest.held[i+1:]...)
+					break
+				}
+			}
+			r.giveBack(e)
+		}
+	}
+	r.wakeUp()
+}
+
+// flushLoop writes the limiter's overdue reports.
+func (r *Reader) flushLoop() {
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-r.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
+		next := r.limiter.Flush(ctx, r.clock.Now())
+		cancel()
+		wait := 50 * time.Millisecond
+		if !next.IsZero() {
+			wait = min(max(next.Sub(r.clock.Now()), time.Millisecond), wait)
+		}
+		timer.Reset(wait)
+	}
+}
