@@ -214,4 +214,3 @@ func (w *settler) move(g sqlstore.Group, part []int) error {
 	}
 	return w.change(g, part, "DELETE FROM ", "")
 }
-

@@ -28,6 +28,7 @@ import (
 	"github.com/mvalve/mvalve"
 	"github.com/mvalve/mvalve/internal/sqlstore"
 	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/throttle"
 )
 
 // Store is a queue.Store, and implements queue.Sizer, Registry, Meta, Admin,
@@ -41,8 +42,19 @@ type Store struct {
 	packet   int           // max_allowed_packet in bytes
 	slots    chan struct{} // one per transaction under way; one connection fewer than the pool has
 	leasing  claims
+	state    stateStore
 	closed   atomic.Bool
 }
+
+var (
+	_ queue.Store        = (*Store)(nil)
+	_ queue.Sizer        = (*Store)(nil)
+	_ queue.Registry     = (*Store)(nil)
+	_ queue.Meta         = (*Store)(nil)
+	_ queue.Admin        = (*Store)(nil)
+	_ queue.Initializer  = (*Store)(nil)
+	_ throttle.RuleStore = (*Store)(nil)
+)
 
 // maxRetries bounds the attempts of one call beside Config.RetryFor.
 const maxRetries = 10000
@@ -87,11 +99,13 @@ func OpenForInit(ctx context.Context, c Config) (*Store, error) {
 }
 
 func newStore(db *sql.DB, c Config) *Store {
-	return &Store{
+	s := &Store{
 		db: db, stmts: &statements{db: db, by: make(map[string]*sql.Stmt)},
 		address: c.String(), log: c.Logger, retryFor: c.RetryFor,
 		slots: make(chan struct{}, c.MaxConns-1), leasing: claims{ids: make(map[queue.ID]struct{})},
 	}
+	s.state.s = s
+	return s
 }
 
 // probe asks the server for max_allowed_packet over a connection of its own.

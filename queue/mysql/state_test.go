@@ -1,0 +1,155 @@
+package mysql_test
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/internal/testserver"
+	"github.com/mvalve/mvalve/queue/mysql"
+	"github.com/mvalve/mvalve/state"
+)
+
+func plusOne(_ int, old state.Entry) []byte {
+	n, _ := strconv.Atoi(string(old.Data))
+	return []byte(strconv.Itoa(n + 1))
+}
+
+func readState(t *testing.T, s state.Store, keys ...string) []string {
+	t.Helper()
+	entries, errs := s.Get(t.Context(), keys)
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	values := make([]string, len(keys))
+	for i := range entries {
+		values[i] = string(entries[i].Data)
+		if !entries[i].Lost.IsZero() {
+			t.Fatalf("%s: a database has lost nothing, got %v", keys[i], entries[i].Lost)
+		}
+	}
+	return values
+}
+
+func ttls(n int) []time.Duration {
+	d := make([]time.Duration, n)
+	for i := range d {
+		d[i] = time.Minute
+	}
+	return d
+}
+
+// Two processes' stores add one to overlapping sets of keys, most of them new at
+// first: every sum comes out.
+func TestStateCountsUnderContention(t *testing.T) {
+	a := open(t)
+	b := must[*mysql.Store](t)(mysql.Open(t.Context(), config(t, a.server)))
+	defer b.Close()
+	keys := make([]string, 300) // more than one transaction
+	for i := range keys {
+		keys[i] = fmt.Sprintf("k%03d", (i*7)%300)
+	}
+	stores := []state.Store{a.State(), b.State()}
+	const rounds = 6
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for r := range rounds {
+				part := keys
+				if r%2 == 1 {
+					part = keys[100:101] // a hot single key
+				}
+				if errs := stores[w%2].Update(t.Context(), time.Now(), part, ttls(len(part)), plusOne); errs != nil {
+					t.Errorf("update: %v", errs)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i, v := range readState(t, stores[0], keys...) {
+		want := 4 * rounds / 2
+		if i == 100 {
+			want = 4 * rounds
+		}
+		if v != strconv.Itoa(want) {
+			t.Fatalf("%s is %s, want %d", keys[i], v, want)
+		}
+	}
+}
+
+func TestStateKeys(t *testing.T) {
+	s := open(t).State()
+	now := time.Now()
+	keys := []string{"b", "a", "b", "c"}
+	update := func(now time.Time, fn func(int, state.Entry) []byte) {
+		t.Helper()
+		if errs := s.Update(t.Context(), now, keys, []time.Duration{time.Second, time.Minute, time.Second, time.Minute}, fn); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	update(now, func(i int, old state.Entry) []byte {
+		if keys[i] == "c" {
+			return nil
+		}
+		return plusOne(i, old)
+	})
+	if got := fmt.Sprint(readState(t, s, "a", "b", "c")); got != "[1 2 ]" {
+		t.Fatalf("a key named twice, one left alone: %s", got)
+	}
+	update(now.Add(time.Second), plusOne) // b has expired
+	if got := fmt.Sprint(readState(t, s, "a", "b", "c")); got != "[2 2 1]" {
+		t.Fatalf("after b expired: %s", got)
+	}
+	if err := s.Delete(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(readState(t, s, "a", "b", "c")); got != "[ 2 1]" {
+		t.Fatalf("after delete: %s", got)
+	}
+}
+
+// Connections are cut all the time; an answer that was lost is looked up by the
+// version, so nothing is counted twice or not at all. What the store cannot tell
+// is said, and then the sum may be one of two.
+func TestStateSurvivesCutConnections(t *testing.T) {
+	server := testserver.MariaDB(t)
+	proxy := testserver.NewProxy(t, server.Addr)
+	s := openOn(t, server)
+	c := config(t, server)
+	c.Addr = proxy.Addr
+	cut := must[*mysql.Store](t)(mysql.Open(t.Context(), c))
+	defer cut.Close()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(7 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				proxy.Drop()
+			}
+		}
+	})
+	certain, doubtful := 0, 0
+	keys := []string{"x", "y"}
+	for i := range 300 {
+		errs := cut.State().Update(t.Context(), time.Now(), keys[:1+i%2], ttls(2)[:1+i%2], plusOne)
+		if errs == nil || errs[0] == nil {
+			certain++
+		} else {
+			t.Log(errs)
+			doubtful++
+		}
+	}
+	close(done)
+	wg.Wait()
+	got, _ := strconv.Atoi(readState(t, s.State(), "x")[0])
+	if got < certain || got > certain+doubtful {
+		t.Fatalf("x is %d after %d certain and %d doubtful updates", got, certain, doubtful)
+	}
+}
