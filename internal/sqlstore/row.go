@@ -131,3 +131,10 @@ func (r *Row) Message() (*queue.Message, error) {
 	m.Headers = headers
 	return m, nil
 }
+
+// Key returns a reference with only the primary key of the row in table set.
+func (r *Row) Key(table queue.Lane) queue.Ref {
+	ref := queue.Ref{Table: table, ReadyAt: r.ready}
+	copy(ref.ID[:], r.id)
+	return ref
+}

@@ -65,14 +65,18 @@ func CompareKeys(a, b queue.Ref) int {
 	return a.ID.Compare(b.ID)
 }
 
-// SplitRefs returns the indices of refs per table, ordered by primary key.
+// SplitRefs returns the indices of refs per table, ordered by primary key. Of
+// refs with the same key only the first is named.
 func SplitRefs(refs []queue.Ref) map[queue.Lane][]int {
 	split := make(map[queue.Lane][]int, 3)
 	for i := range refs {
 		split[refs[i].Table] = append(split[refs[i].Table], i)
 	}
-	for _, index := range split {
-		slices.SortFunc(index, func(a, b int) int { return CompareKeys(refs[a], refs[b]) })
+	for table, index := range split {
+		slices.SortFunc(index, func(a, b int) int {
+			return cmp.Or(CompareKeys(refs[a], refs[b]), cmp.Compare(a, b))
+		})
+		split[table] = slices.CompactFunc(index, func(a, b int) bool { return CompareKeys(refs[a], refs[b]) == 0 })
 	}
 	return split
 }

@@ -1,0 +1,243 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	codes "modernc.org/sqlite/lib"
+
+	"github.com/mvalve/mvalve/internal/sqlstore"
+	"github.com/mvalve/mvalve/queue"
+)
+
+const (
+	mergeRows   = 1000             // rows written in one commit at most, unless one request has more
+	walLimit    = 64 << 20         // bytes of write-ahead log past which it is truncated
+	walLookEach = 64               // commits between two looks at the size of the log
+	busyWait    = 200              // ms that SQLite itself waits for a foreign lock, per attempt
+	beginTries  = 40               // attempts to begin a transaction: about 10 s
+	closeWait   = 10 * time.Second // how long Close waits for a writer that cannot get the lock
+)
+
+// errAgain asks for the batch to be repeated with every request on its own: a
+// statement over many rows found fewer than it expected.
+var errAgain = errors.New("sqlite: repeat row by row")
+
+// request is one caller's part of a transaction. run may be called twice, the
+// second time with alone set; it must start from scratch each time.
+type request struct {
+	run  func(c *conn, alone bool) error
+	rows int
+	err  error
+	done chan struct{}
+}
+
+// writer owns the only connection that writes. All callers of the process queue
+// up here, and what is waiting goes into one transaction and one fsync.
+type writer struct {
+	conn  *conn
+	turn  *turnstile
+	path  string
+	wake  chan struct{} // capacity 1
+	ended chan struct{}
+
+	mu      sync.Mutex
+	queue   []*request
+	closing bool
+
+	commits int
+}
+
+// do queues a request and waits for its commit. When ctx ends before the request
+// was begun, it is withdrawn; once begun, its outcome is waited for.
+func (w *writer) do(ctx context.Context, rows int, run func(c *conn, alone bool) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r := &request{run: run, rows: rows, done: make(chan struct{})}
+	w.mu.Lock()
+	if w.closing {
+		w.mu.Unlock()
+		return queue.ErrClosed
+	}
+	w.queue = append(w.queue, r)
+	w.mu.Unlock()
+	w.signal()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+	}
+	if w.withdraw(r) {
+		return ctx.Err()
+	}
+	<-r.done
+	return r.err
+}
+
+func (w *writer) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *writer) withdraw(r *request) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.queue {
+		if w.queue[i] == r {
+			w.queue = append(w.queue[:i], w.queue[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// claim takes the requests of the next transaction.
+func (w *writer) claim() []*request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, rows := 0, 0
+	for n < len(w.queue) && (n == 0 || rows+w.queue[n].rows <= mergeRows) {
+		rows += w.queue[n].rows
+		n++
+	}
+	batch := append([]*request(nil), w.queue[:n]...)
+	rest := copy(w.queue, w.queue[n:])
+	clear(w.queue[rest:])
+	w.queue = w.queue[:rest]
+	return batch
+}
+
+func (w *writer) waiting() (n int, closing bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.queue), w.closing
+}
+
+// loop serves requests until close was called and none is left.
+func (w *writer) loop() {
+	defer close(w.ended)
+	for {
+		n, closing := w.waiting()
+		switch {
+		case n > 0:
+			w.serve()
+		case closing:
+			return
+		default:
+			<-w.wake
+		}
+	}
+}
+
+// close lets the loop end after the requests that wait now.
+func (w *writer) close() {
+	w.mu.Lock()
+	w.closing = true
+	w.mu.Unlock()
+	w.signal()
+}
+
+// serve carries out one transaction. Requests are claimed only once the lock is
+// held: until then callers may withdraw, and more of them can share the commit.
+func (w *writer) serve() {
+	err := w.turn.enter()
+	if err == nil {
+		defer func() { _ = w.turn.leave() }()
+		err = w.begin()
+	}
+	batch := w.claim()
+	if err == nil {
+		err = w.transact(batch)
+	}
+	for _, r := range batch {
+		if r.err == nil {
+			r.err = err
+		}
+		r.err = translate(w.path, r.err)
+		close(r.done)
+	}
+	if w.commits++; w.commits%walLookEach == 0 {
+		w.truncateLog()
+	}
+}
+
+// begin starts a transaction. Within the turnstile only programs that know
+// nothing of it (an application's own transaction) can be in the way.
+func (w *writer) begin() error {
+	return sqlstore.Retry(context.Background(), beginTries, busy, func() error {
+		_, err := w.conn.exec("BEGIN IMMEDIATE")
+		return err
+	})
+}
+
+// transact runs the batch in the transaction begun. First all requests run
+// together; if one fails, all of it is taken back and each runs in a savepoint,
+// so that a failure stays its own.
+func (w *writer) transact(batch []*request) error {
+	for _, r := range batch {
+		if r.run(w.conn, false) != nil {
+			return w.transactEach(batch)
+		}
+	}
+	return w.commit()
+}
+
+func (w *writer) transactEach(batch []*request) error {
+	w.rollback()
+	if err := w.begin(); err != nil {
+		return err
+	}
+	for _, r := range batch {
+		if _, err := w.conn.exec("SAVEPOINT request"); err != nil {
+			w.rollback()
+			return err
+		}
+		if r.err = r.run(w.conn, true); r.err == nil {
+			continue
+		}
+		if fatal(r.err) {
+			err := r.err
+			w.rollback()
+			return err
+		}
+		if _, err := w.conn.exec("ROLLBACK TO request"); err != nil {
+			w.rollback()
+			return err
+		}
+	}
+	return w.commit()
+}
+
+// commit ends the transaction. Its failure leaves the outcome open only where
+// the disk failed: then the log may or may not hold the commit.
+func (w *writer) commit() error {
+	_, err := w.conn.exec("COMMIT")
+	if err == nil {
+		return nil
+	}
+	w.rollback()
+	if c := code(err) & 0xff; c == codes.SQLITE_IOERR {
+		return fmt.Errorf("%w: commit to %s: %w", queue.ErrUnknown, w.path, err)
+	}
+	return err
+}
+
+// rollback ends a transaction, if SQLite has not done so itself.
+func (w *writer) rollback() { _, _ = w.conn.exec("ROLLBACK") }
+
+// truncateLog shortens a write-ahead log that readers kept from being reused. A
+// failure only means that a reader is in the way; the next look tries again.
+func (w *writer) truncateLog() {
+	info, err := os.Stat(w.path + "-wal")
+	if err != nil || info.Size() <= walLimit {
+		return
+	}
+	_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(TRUNCATE)")
+}
