@@ -111,15 +111,19 @@ func bestOf(c *conn, now time.Time, table queue.Lane, q queue.HeadQuery) (refs [
 	return refs, err
 }
 
+const (
+	bestTimedNext = "SELECT priority FROM q_timed INDEXED BY q_timed_by_destination" +
+		" WHERE destination = ? AND priority >= ? ORDER BY priority LIMIT 1"
+	bestTimedRows = "SELECT " + refColumns + " FROM q_timed INDEXED BY q_timed_by_destination" +
+		" WHERE destination = ? AND priority = ? AND ready_at <= ? AND lease_until <= ? ORDER BY ready_at, id LIMIT ?"
+)
+
 // bestTimed is bestOf for q_timed. It goes from one priority in use to the next,
 // so that a million rows not yet due cost one step of the index.
 func bestTimed(c *conn, now time.Time, table queue.Lane, q queue.HeadQuery) (refs []queue.Ref, err error) {
-	const next = "SELECT priority FROM q_timed WHERE destination = ? AND priority >= ? ORDER BY priority LIMIT 1"
-	const rows = "SELECT " + refColumns + " FROM q_timed INDEXED BY q_timed_by_destination" +
-		" WHERE destination = ? AND priority = ? AND ready_at <= ? AND lease_until <= ? ORDER BY ready_at, id LIMIT ?"
 	for priority := int64(0); len(refs) < q.Limit; priority++ {
 		found := false
-		err := c.query(context.Background(), next, []any{q.Destination, priority}, func(row []driver.Value) error {
+		err := c.query(context.Background(), bestTimedNext, []any{q.Destination, priority}, func(row []driver.Value) error {
 			priority, found = row[0].(int64)
 			return nil
 		})
@@ -127,7 +131,7 @@ func bestTimed(c *conn, now time.Time, table queue.Lane, q queue.HeadQuery) (ref
 			return refs, err
 		}
 		args := []any{q.Destination, priority, queue.Micros(now), queue.Micros(now), int64(q.Limit - len(refs))}
-		err = eachRef(c, rows, args, table, func(ref queue.Ref, _ int64) { refs = append(refs, ref) })
+		err = eachRef(c, bestTimedRows, args, table, func(ref queue.Ref, _ int64) { refs = append(refs, ref) })
 		if err != nil {
 			return nil, err
 		}
