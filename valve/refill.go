@@ -166,18 +166,22 @@ func (r *Reader) refillNow(ctx context.Context, d *destination) {
 // store has at its head. old is what the index knew before it asked.
 func (r *Reader) merge(d *destination, old []*entry, refs []queue.Ref, now time.Time) {
 	found := make(map[queue.ID]bool, len(refs))
-	perTable := make(map[queue.Lane]int)
+	var rows [queue.Dead]int
+	var last [queue.Dead]*queue.Ref // per table
 	for i := range refs {
 		found[refs[i].ID] = true
-		perTable[refs[i].Table]++
+		rows[refs[i].Table]++
+		last[refs[i].Table] = &refs[i]
 	}
 	full := false
-	for _, n := range perTable {
+	for _, n := range rows {
 		full = full || n >= headRefs
 	}
 	stale := make(map[*entry]bool)
 	for _, e := range old {
-		if e.phase == waiting && e.dest == d && !found[e.ref.ID] && perTable[e.ref.Table] < headRefs {
+		table := e.ref.Table
+		if e.phase == waiting && e.dest == d && !found[e.ref.ID] &&
+			(rows[table] < headRefs || before(&e.ref, last[table]) < 0) {
 			stale[e] = true
 		}
 	}
