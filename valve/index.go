@@ -41,6 +41,7 @@ type entry struct {
 	permit     throttle.Permit
 	permitted  bool // permit is valid and unused
 	limited    bool // leaves only with a permit
+	unknown    bool // the outcome of an earlier ack was lost
 	sub        *Subscription
 }
 

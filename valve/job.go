@@ -99,9 +99,7 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 	d := it.d
 	d.notBefore, d.why = g.NotBefore, "limit"
 	if g.Err != nil {
-		if ctxErr := r.ctx.Err(); ctxErr == nil {
-			r.log.Warn("limiter", "destination", d.name, "err", g.Err)
-		}
+		r.warnLimiter(now, d.name, g.Err)
 		d.notBefore, d.why = now.Add(retryPause), "limiter unreachable"
 	}
 	n := min(len(g.Permits), len(it.entries))
@@ -115,6 +113,16 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 	it.entries = it.entries[:n]
 	if n == 0 && g.Err == nil && !g.Stale {
 		r.count(actionThrottle, d.name)
+	}
+}
+
+// warnLimiter logs that the limiter's store fails, at most every ten seconds. The
+// mutex is held.
+func (r *Reader) warnLimiter(now time.Time, destination string, err error) {
+	r.stats.LimiterErrors++
+	if r.ctx.Err() == nil && now.Sub(r.warned) >= 10*time.Second {
+		r.warned = now
+		r.log.Warn("limiter unreachable; limited destinations wait", "destination", destination, "err", err)
 	}
 }
 

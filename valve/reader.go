@@ -51,6 +51,7 @@ type Reader struct {
 	ruleGen   uint64
 	onHold    map[*destination]struct{} // asleep because of a hold
 	peers     []queue.ID                // live readers
+	warned    time.Time                 // when the limiter was last complained about
 	freshPass bool                      // a new subscription wants a destination pass now
 	stats     Stats
 	closing   bool

@@ -83,6 +83,9 @@ func (r *Reader) settleBatch(batch []*ending) {
 	r.mu.Lock()
 	now := r.clock.Now()
 	for i, x := range batch {
+		if lost[i] && x.settle.Verb == queue.Ack && x.entry.unknown {
+			delete(lost, i) // the ack whose answer was lost had been carried out
+		}
 		r.ended(x, lost[i], err, now)
 	}
 	r.mu.Unlock()
@@ -115,6 +118,7 @@ func (r *Reader) ended(x *ending, lost bool, err error, now time.Time) {
 	}
 	if err != nil && x.group != nil {
 		e.phase = out // the consumer may try again; else the lease runs out
+		e.unknown = e.unknown || errors.Is(err, queue.ErrUnknown)
 		return
 	}
 	if e.phase == gone {
@@ -293,9 +297,4 @@ func (d *Delivery) Extend(ctx context.Context, extra time.Duration) error {
 	r.mu.Unlock()
 	r.end(x)
 	return x.group.wait(ctx)
-}
-
-// isUnavailable reports whether err says that a back end is away for now.
-func isUnavailable(err error) bool {
-	return errors.Is(err, queue.ErrUnavailable) || errors.Is(err, queue.ErrUnknown)
 }

@@ -2,6 +2,7 @@ package valve
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -72,16 +73,45 @@ func (r *Reader) sweep() {
 			e.dest.more = true
 			r.touch(e.dest, now)
 		case e.phase == prepared && e.sub == nil && e.leaseUntil.Sub(now) < r.cfg.Lease*3/4:
-			for i, h := range e.dest.held {
-				if h == e {
-					e.dest.held = append(e.dest.held[:i], e.dest.held[i+1:]...)
-					break
-				}
-			}
+			e.dest.held = remove(e.dest.held, e)
 			r.giveBack(e)
+		case e.phase == prepared && e.sub != nil:
+			r.sweepMail(e, now)
 		}
 	}
 	r.wakeUp()
+}
+
+// sweepMail takes an entry that its subscription did not fetch in time out of
+// the mailbox: its permit has lapsed or half of its lease is over.
+func (r *Reader) sweepMail(e *entry, now time.Time) {
+	lapsed := e.permitted && now.After(e.permit.Until)
+	stale := e.leaseUntil.Sub(now) < r.cfg.Lease/2
+	if !lapsed && !stale {
+		return
+	}
+	mail := remove(e.sub.mailbox, e)
+	if len(mail) == len(e.sub.mailbox) {
+		return // a caller has it in hand
+	}
+	e.sub.mailbox = mail
+	e.sub.assigned--
+	if stale {
+		r.giveBack(e)
+		return
+	}
+	r.limiter.Return(e.permit)
+	e.permitted = false
+	r.hold(e)
+	r.touch(e.dest, now)
+}
+
+// remove returns list without e.
+func remove(list []*entry, e *entry) []*entry {
+	if i := slices.Index(list, e); i >= 0 {
+		return slices.Delete(list, i, i+1)
+	}
+	return list
 }
 
 // flushLoop writes the limiter's overdue reports.
