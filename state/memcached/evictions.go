@@ -67,8 +67,8 @@ func (s *Store) checkEvictions(ctx context.Context, srv *server) error {
 	if lost.After(m.lost) {
 		m.lost = lost
 	}
-	err = srv.do(ctx, func() error {
-		return srv.client.CompareAndSwap(&memcache.Item{Key: srv.marker, Value: m.encode(), CasID: snap.marker.item.CasID})
+	err = srv.do(ctx, func(c *memcache.Client) error {
+		return c.CompareAndSwap(&memcache.Item{Key: srv.marker, Value: m.encode(), CasID: snap.marker.item.CasID})
 	})
 	if others(err) {
 		return nil // another reader noticed first

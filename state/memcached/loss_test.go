@@ -227,11 +227,12 @@ func TestEvictionIsALoss(t *testing.T) {
 	start := time.Now().Truncate(time.Microsecond)
 	c.set(start)
 	s := open(t, memcached.Config{MarkerTime: c.now, Timeout: 10 * time.Second}, server.Addr)
-	put(t, s, "first", "x")
+	large := string(make([]byte, 60<<10)) // evictions are among values of a size
+	put(t, s, "first", large)
 	evictedAt := start.Add(time.Minute)
 	c.set(evictedAt)
 	for i := range 400 { // 24 MB; nobody looks at the first key meanwhile, which would keep it
-		put(t, s, fmt.Sprint("filler", i), string(make([]byte, 60<<10)))
+		put(t, s, fmt.Sprint("filler", i), large)
 	}
 	deadline := time.Now().Add(20 * time.Second)
 	for !get(t, s, "first").Lost.Equal(evictedAt) {

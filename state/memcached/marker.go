@@ -136,21 +136,22 @@ func (s *Store) read(ctx context.Context, srv *server, names []string) (*snapsho
 // get runs one request. A connection that died while idle is noticed only now;
 // the request is repeated once on a fresh one.
 func (srv *server) get(ctx context.Context, names []string) (*snapshot, error) {
-	snap := &snapshot{srv: srv, dials: srv.dials.Load()}
-	request := func() error {
-		items, err := srv.client.GetMulti(names)
-		if err != nil && !nothingSent(err) && ctx.Err() == nil {
-			// Closes the idle connections: if one is dead all probably are.
-			_ = srv.client.Close()
-			snap.dials = srv.dials.Load()
-			items, err = srv.client.GetMulti(names)
-		}
-		if err == nil {
-			snap.items = items
-		}
+	l, err := srv.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer srv.release(l)
+	snap := &snapshot{srv: srv}
+	request := func(c *memcache.Client) (err error) {
+		snap.dials = srv.dials.Load()
+		snap.items, err = c.GetMulti(names)
 		return err
 	}
-	if err := srv.do(ctx, request); err != nil {
+	err = l.do(ctx, request)
+	if err != nil && !nothingSent(err) && ctx.Err() == nil {
+		err = l.do(ctx, request)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return snap, nil
@@ -172,13 +173,13 @@ func (s *Store) addMarker(ctx context.Context, srv *server, broken *memcache.Ite
 		return srv.readError(err)
 	}
 	m := marker{nonce: binary.BigEndian.Uint64(nonce[:]), lost: lost, evictions: evictions}
-	err = srv.do(ctx, func() error {
+	err = srv.do(ctx, func(c *memcache.Client) error {
 		item := &memcache.Item{Key: srv.marker, Value: m.encode()}
 		if broken == nil {
-			return srv.client.Add(item)
+			return c.Add(item)
 		}
 		item.CasID = broken.CasID
-		return srv.client.CompareAndSwap(item)
+		return c.CompareAndSwap(item)
 	})
 	if others(err) {
 		return nil

@@ -85,7 +85,7 @@ type Store struct {
 	log     *slog.Logger
 	servers []*server
 	stop    context.CancelFunc
-	wg      sync.WaitGroup // the eviction watchers and all calls under way
+	wg      sync.WaitGroup // the eviction watchers
 	close   sync.Once
 	closed  context.Context
 }
@@ -210,7 +210,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	ctx, done := s.begin(ctx)
 	defer done()
 	srv := s.pick(key)
-	err := srv.do(ctx, func() error { return srv.client.Delete(s.valueKey(key)) })
+	err := srv.do(ctx, func(c *memcache.Client) error { return c.Delete(s.valueKey(key)) })
 	if errors.Is(err, memcache.ErrCacheMiss) {
 		return nil
 	}

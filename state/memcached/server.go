@@ -16,22 +16,18 @@ import (
 	"github.com/mvalve/mvalve/state"
 )
 
-// server is one memcached with a client of its own: which server a key is on is
-// decided by pick, never by the client, whose ServerList hashes over the list's
-// order.
+// server is one memcached.
 type server struct {
 	name   string
 	seed   uint64
 	marker string // the key of its epoch marker
-	client *memcache.Client
-	slots  chan struct{} // one per connection that may be in use
-	dials  atomic.Int64  // connections made so far; see update.go
+	dials  atomic.Int64
+	breaks atomic.Int64  // connections that failed so far
+	slots  chan struct{} // one per link that may be in use
 	dialer net.Dialer
 
-	mu     sync.Mutex
-	conns  map[net.Conn]struct{}
-	closed bool
-	wg     sync.WaitGroup // requests under way, also those nobody waits for any more
+	mu   sync.Mutex
+	idle []*link // the last one used is the next one taken
 }
 
 func newServer(name string, cfg Config) *server {
@@ -40,13 +36,10 @@ func newServer(name string, cfg Config) *server {
 		seed:   mix(hash(name)),
 		marker: cfg.Prefix + "m:" + strconv.FormatUint(hash(name), 36),
 		slots:  make(chan struct{}, cfg.MaxConns),
-		conns:  make(map[net.Conn]struct{}),
-		dialer: net.Dialer{Timeout: cfg.Timeout},
 	}
-	srv.client = memcache.NewFromSelector(srv)
-	srv.client.Timeout = cfg.Timeout
-	srv.client.MaxIdleConns = cfg.MaxConns
-	srv.client.DialContext = srv.dial
+	for range cfg.MaxConns {
+		srv.idle = append(srv.idle, newLink(srv, cfg.Timeout))
+	}
 	return srv
 }
 
@@ -68,7 +61,9 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// PickServer implements memcache.ServerSelector: there is one server.
+// PickServer implements memcache.ServerSelector: there is one server. Which one
+// a key is on is decided by [Store.pick], never by the client, whose ServerList
+// hashes over the order of the list.
 func (srv *server) PickServer(string) (net.Addr, error) { return srv, nil }
 
 // Each implements memcache.ServerSelector.
@@ -94,101 +89,52 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-func (srv *server) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := srv.dialer.DialContext(ctx, network, address)
-	if err != nil {
+// acquire takes a link for one or more requests.
+func (srv *server) acquire(ctx context.Context) (*link, error) {
+	if err := ctx.Err(); err != nil {
 		return nil, &dialError{err}
 	}
-	srv.dials.Add(1)
+	select {
+	case srv.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, &dialError{ctx.Err()}
+	}
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	if srv.closed {
-		conn.Close()
-		return nil, &dialError{errClosed}
-	}
-	tracked := &trackedConn{Conn: conn, srv: srv}
-	srv.conns[tracked] = struct{}{}
-	return tracked, nil
+	last := len(srv.idle) - 1
+	l := srv.idle[last]
+	srv.idle = srv.idle[:last]
+	return l, nil
 }
 
-// trackedConn lets close end requests under way.
-type trackedConn struct {
-	net.Conn
-	srv *server
-}
-
-func (c *trackedConn) Close() error {
-	c.srv.mu.Lock()
-	delete(c.srv.conns, c)
-	c.srv.mu.Unlock()
-	return c.Conn.Close()
-}
-
-func (srv *server) close() {
+func (srv *server) release(l *link) {
 	srv.mu.Lock()
-	srv.closed = true
-	for conn := range srv.conns {
-		conn.(*trackedConn).Conn.Close()
-	}
-	clear(srv.conns)
+	srv.idle = append(srv.idle, l)
 	srv.mu.Unlock()
-	srv.wg.Wait()
-	// The idle connections are closed already; the client forgets them.
-	_ = srv.client.Close()
+	<-srv.slots
 }
 
-// acquire takes a connection slot; release gives it back.
-func (srv *server) acquire(ctx context.Context) error {
-	select {
-	case srv.slots <- struct{}{}:
-		return nil
-	default:
+// close waits for the requests under way, which the caller has interrupted.
+func (srv *server) close() {
+	for range cap(srv.slots) {
+		srv.slots <- struct{}{}
 	}
-	select {
-	case srv.slots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return &dialError{ctx.Err()}
+	for _, l := range srv.idle {
+		l.drop()
+	}
+	for range cap(srv.slots) {
+		<-srv.slots
 	}
 }
 
-func (srv *server) release() { <-srv.slots }
-
-// start runs f on a goroutine that close waits for; false when closed.
-func (srv *server) start(f func()) bool {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	if srv.closed {
-		return false
-	}
-	srv.wg.Go(f)
-	return true
-}
-
-// do runs one request and returns when it has ended or ctx has. The client
-// takes no context, so that a request whose caller has left runs into the
-// client's time-out on its own; it holds its slot until then.
-func (srv *server) do(ctx context.Context, request func() error) error {
-	if err := ctx.Err(); err != nil {
-		return &dialError{err}
-	}
-	if err := srv.acquire(ctx); err != nil {
+// do runs one request.
+func (srv *server) do(ctx context.Context, request func(*memcache.Client) error) error {
+	l, err := srv.acquire(ctx)
+	if err != nil {
 		return err
 	}
-	answer := make(chan error, 1)
-	if !srv.start(func() {
-		defer srv.release()
-		answer <- request()
-	}) {
-		srv.release()
-		return &dialError{errClosed}
-	}
-	select {
-	case err := <-answer:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("no answer: %w", ctx.Err())
-	}
+	defer srv.release(l)
+	return l.do(ctx, request)
 }
 
 // nothingSent tells whether a request failed before any of it left.

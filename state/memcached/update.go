@@ -101,9 +101,6 @@ type change struct {
 	add  bool
 
 	// The outcome: conflict asks for another round, else err nil is success.
-	// The writers hand it over through write's lock.
-	started  bool
-	finished bool
 	conflict bool
 	err      error
 }
@@ -120,114 +117,57 @@ func newChange(i int, v value, name string, data []byte, expiration int32) *chan
 	return c
 }
 
-// send writes the item and returns how it went.
-func (c *change) send() (conflict bool, err error) {
-	if c.add {
-		err = c.srv.client.Add(c.item)
-	} else {
-		err = c.srv.client.CompareAndSwap(c.item)
-	}
-	if others(err) {
-		return true, nil
-	}
-	return false, c.srv.writeError("write", err)
-}
-
-// write sends all changes, a few at a time per server, and sets their outcome.
-// It returns when ctx ends, too: what had been started then is unknown, the
-// rest was not sent.
-func (s *Store) write(ctx context.Context, changes []*change) {
-	if len(changes) == 0 {
+// send writes the item and notes how it went.
+func (c *change) send(ctx context.Context, l *link) {
+	if err := ctx.Err(); err != nil {
+		c.err = c.srv.writeError("write", &dialError{err})
 		return
 	}
-	b := &batch{done: make(chan struct{}), left: len(changes)}
+	err := l.do(ctx, func(client *memcache.Client) error {
+		if c.add {
+			return client.Add(c.item)
+		}
+		return client.CompareAndSwap(c.item)
+	})
+	if c.conflict = others(err); !c.conflict {
+		c.err = c.srv.writeError("write", err)
+	}
+}
+
+// write sends all changes, a few at a time per server, and notes their outcome.
+func (s *Store) write(ctx context.Context, changes []*change) {
+	if len(changes) == 1 {
+		sendAll(ctx, changes)
+		return
+	}
 	byServer := make(map[*server][]*change, len(s.servers))
 	for _, c := range changes {
 		byServer[c.srv] = append(byServer[c.srv], c)
 	}
+	var wg sync.WaitGroup
 	for srv, mine := range byServer {
 		n := min(len(mine), writers, cap(srv.slots))
 		for w := range n {
-			part := mine[w*len(mine)/n : (w+1)*len(mine)/n]
-			if !srv.start(func() { b.run(ctx, srv, part) }) {
-				b.abandon(part)
-			}
+			wg.Go(func() { sendAll(ctx, mine[w*len(mine)/n:(w+1)*len(mine)/n]) })
 		}
 	}
-	select {
-	case <-b.done:
-	case <-ctx.Done():
-	}
-	b.close()
-	for _, c := range changes {
-		switch {
-		case c.finished:
-		case c.started:
-			c.err = c.srv.writeError("write", fmt.Errorf("no answer: %w", context.Cause(ctx)))
-		default:
-			c.err = c.srv.writeError("write", &dialError{context.Cause(ctx)})
+	wg.Wait()
+}
+
+// sendAll sends changes of one server one after the other on one link.
+func sendAll(ctx context.Context, changes []*change) {
+	srv := changes[0].srv
+	l, err := srv.acquire(ctx)
+	if err != nil {
+		for _, c := range changes {
+			c.err = srv.writeError("write", err)
 		}
-	}
-}
-
-// batch lets Update return while requests that nobody can interrupt are under
-// way: after close the writers touch no change any more.
-type batch struct {
-	done chan struct{}
-
-	mu     sync.Mutex
-	left   int
-	closed bool
-}
-
-// run sends changes one after the other.
-func (b *batch) run(ctx context.Context, srv *server, changes []*change) {
-	if err := srv.acquire(ctx); err != nil {
-		return // ctx has ended: write sees it too
-	}
-	defer srv.release()
-	for _, c := range changes {
-		if !b.begin(ctx, c) {
-			return
-		}
-		conflict, err := c.send()
-		b.finish(c, conflict, err)
-	}
-}
-
-func (b *batch) begin(ctx context.Context, c *change) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed || ctx.Err() != nil {
-		return false
-	}
-	c.started = true
-	return true
-}
-
-func (b *batch) finish(c *change, conflict bool, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
 		return
 	}
-	c.finished, c.conflict, c.err = true, conflict, err
-	if b.left--; b.left == 0 {
-		close(b.done)
-	}
-}
-
-// abandon is for changes of a store that is closed.
-func (b *batch) abandon(changes []*change) {
+	defer srv.release(l)
 	for _, c := range changes {
-		b.finish(c, false, c.srv.readError(errClosed))
+		c.send(ctx, l)
 	}
-}
-
-func (b *batch) close() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.closed = true
 }
 
 // confirm applies rule 2 of marker.go to the changes that succeeded and need it.
