@@ -34,7 +34,7 @@ func Append(dst []byte, m *queue.Message, attempt int, dispatchedAt time.Time) [
 	l := line{
 		ID: m.ID.String(), Destination: m.Destination, Lane: m.Lane.String(), Priority: m.Priority.Level(),
 		Attempt: attempt, EnqueuedAt: FormatTime(m.EnqueuedAt), DispatchedAt: FormatTime(dispatchedAt),
-		ExpiresAt: FormatTime(m.ExpiresAt), Headers: encodeHeaders(m.Headers),
+		ExpiresAt: FormatTime(m.ExpiresAt), Headers: Pairs(m.Headers),
 	}
 	if utf8.Valid(m.Body) {
 		body := string(m.Body)

@@ -15,7 +15,8 @@ import (
 // because one of them is not UTF-8.
 const base64Mark = "base64"
 
-func encodeHeaders(headers queue.Headers) [][]string {
+// Pairs returns headers as a line shows them: pairs, in order.
+func Pairs(headers queue.Headers) [][]string {
 	var out [][]string
 	for _, h := range headers {
 		if utf8.ValidString(h.Name) && utf8.ValidString(h.Value) {

@@ -1,0 +1,82 @@
+package setup
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/state"
+	"github.com/mvalve/mvalve/state/memcached"
+)
+
+// openState opens the store that a ruling names.
+func (p *Pipe) openState(ctx context.Context, ruling Ruling) (state.Store, error) {
+	switch ruling.Scheme {
+	case "memory":
+		return state.NewMemory(), nil
+	case "queue":
+		return p.Durable(), nil
+	case "memcached":
+		return memcached.Open(ctx, memcached.Config{
+			Servers: ruling.Servers, Prefix: fmt.Sprintf("mvalve:%s:%d:", ruling.Pipe, ruling.Epoch),
+			Logger: p.Log, MarkerTime: p.lastUse,
+		})
+	}
+	return nil, Failf(ExitMismatch, "the limits of this pipe are counted in %q, which this version does not know", ruling.Scheme)
+}
+
+// Durable returns the state in the queue's own database; of a queue in memory
+// one in memory.
+func (p *Pipe) Durable() state.Store {
+	if s, ok := p.Store.(interface{ State() state.Store }); ok {
+		return s.State()
+	}
+	return state.NewMemory()
+}
+
+const (
+	// lastWord is how long after a reader was last seen it may still have dispatched.
+	lastWord = 10 * time.Second
+	// orderly is how far back a reader that left in order may have dispatched
+	// what still counts: the longest interval a cache is asked to keep, and a margin.
+	orderly = 2 * time.Minute
+)
+
+// lastUse returns the time until which the limits may have been in use, for a
+// cache that lost them: now while a reader lives, its last sign of life if all
+// are dead, zero if nobody read for so long that it does not matter.
+func (p *Pipe) lastUse(ctx context.Context) (time.Time, error) {
+	readers, now, err := p.readers(ctx, time.Hour)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if now.IsZero() {
+		return time.Now(), nil // the queue does not know who reads
+	}
+	var last time.Time
+	for _, r := range readers {
+		last = later(last, r.SeenAt)
+	}
+	if !last.IsZero() {
+		if last = last.Add(lastWord); last.After(now) {
+			last = now
+		}
+		return last, nil
+	}
+	admin, ok := p.Store.(queue.Admin)
+	if !ok {
+		return now, nil
+	}
+	// A reader that leaves in order writes its statistics before it goes.
+	stats, err := admin.Stats(ctx, now.Add(-orderly))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("look for recent dispatches: %w", err)
+	}
+	for _, s := range stats {
+		if s.Action == "dequeue" {
+			return now, nil
+		}
+	}
+	return time.Time{}, nil
+}
