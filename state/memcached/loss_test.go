@@ -84,7 +84,8 @@ func TestWipesBetweenReadAndWrite(t *testing.T) {
 	var c clock
 	start := time.Now().Truncate(time.Microsecond)
 	c.set(start)
-	s := open(t, memcached.Config{MarkerTime: c.now}, server.Addr)
+	// On one connection: a second one would by itself be a reason to look again.
+	s := open(t, memcached.Config{MarkerTime: c.now, MaxConns: 1}, server.Addr)
 	wipedAt := start.Add(time.Minute)
 	var seen []state.Entry
 	errs := s.Update(t.Context(), wipedAt, []string{"k"}, []time.Duration{time.Minute}, func(_ int, old state.Entry) []byte {
