@@ -146,7 +146,7 @@ func openPool(path string, cfg Config) (*pool, error) {
 		return nil, fmt.Errorf("%w: the directory must be writable: %w", as, err)
 	}
 	p := &pool{path: path}
-	p.w = &writer{turn: turn, path: path, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	p.w = &writer{turn: turn, path: path, walLimit: walLimit, wake: make(chan struct{}, 1), ended: make(chan struct{})}
 	if err := p.connect(cfg); err != nil {
 		p.disconnect()
 		return nil, err

@@ -49,7 +49,9 @@ type writer struct {
 	queue   []*request
 	closing bool
 
-	commits int
+	commits  int
+	walLimit int64               // bytes; see walLimit
+	waited   func(time.Duration) // told how long the lock took; for tests
 }
 
 // do queues a request and waits for its commit. When ctx ends before the request
@@ -147,10 +149,14 @@ func (w *writer) close() {
 // serve carries out one transaction. Requests are claimed only once the lock is
 // held: until then callers may withdraw, and more of them can share the commit.
 func (w *writer) serve() {
+	start := time.Now()
 	err := w.turn.enter()
 	if err == nil {
 		defer func() { _ = w.turn.leave() }()
 		err = w.begin()
+	}
+	if w.waited != nil {
+		w.waited(time.Since(start))
 	}
 	batch := w.claim()
 	if err == nil {
@@ -236,7 +242,7 @@ func (w *writer) rollback() { _, _ = w.conn.exec("ROLLBACK") }
 // failure only means that a reader is in the way; the next look tries again.
 func (w *writer) truncateLog() {
 	info, err := os.Stat(w.path + "-wal")
-	if err != nil || info.Size() <= walLimit {
+	if err != nil || info.Size() <= w.walLimit {
 		return
 	}
 	_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(TRUNCATE)")

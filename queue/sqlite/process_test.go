@@ -1,0 +1,154 @@
+package sqlite
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+)
+
+const (
+	childEnv   = "MVALVE_SQLITE_TEST_CHILD" // path of the database; makes the test binary a child
+	childBatch = "MVALVE_SQLITE_TEST_BATCH" // messages per call
+)
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childEnv); path != "" {
+		if err := child(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// childReport is what a child prints when its stdin is closed.
+type childReport struct {
+	Cycles int
+	Waits  []time.Duration // for the lock, per transaction
+}
+
+// child puts, leases and acks batches until its stdin ends: back to back with a
+// batch above 1, else with a pause of 5 ms.
+func child(path string) error {
+	s, err := Open(context.Background(), Config{Path: path, Readers: 1})
+	if err != nil {
+		return err
+	}
+	var report childReport
+	s.w.waited = func(d time.Duration) { report.Waits = append(report.Waits, d) }
+	batch := 1
+	if _, err := fmt.Sscan(os.Getenv(childBatch), &batch); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	stop := make(chan struct{})
+	go func() {
+		_, _ = bufio.NewReader(os.Stdin).ReadByte()
+		close(stop)
+	}()
+	var ids queue.IDSource
+	tick := time.NewTicker(5 * time.Millisecond)
+	for {
+		select {
+		case <-stop:
+			if err := s.Close(); err != nil {
+				return err
+			}
+			return json.NewEncoder(os.Stdout).Encode(report)
+		default:
+		}
+		if batch == 1 {
+			<-tick.C
+		}
+		if err := cycle(context.Background(), s, &ids, benchMessages(&ids, batch, 10)); err != nil {
+			return err
+		}
+		report.Cycles++
+	}
+}
+
+type process struct {
+	cmd   *exec.Cmd
+	stdin interface{ Close() error }
+	out   *bufio.Reader
+}
+
+func startChild(t *testing.T, path string, batch int) *process {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+path, fmt.Sprint(childBatch, "=", batch))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd, stdin, bufio.NewReader(stdout)}
+	if line, err := p.out.ReadString('\n'); err != nil {
+		t.Fatalf("child said %q, %v", line, err)
+	}
+	return p
+}
+
+func (p *process) stop(t *testing.T) (r childReport) {
+	t.Helper()
+	_ = p.stdin.Close()
+	if err := json.NewDecoder(p.out).Decode(&r); err != nil {
+		t.Errorf("child's report: %v", err)
+	}
+	if err := p.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	return r
+}
+
+// TestProcessesShareFairly runs nine processes that write now and then beside
+// one that commits back to back, and looks at how long each waits for the lock.
+func TestProcessesShareFairly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "shared.db")
+	greedy := startChild(t, path, 1000)
+	var modest []*process
+	for range 9 {
+		modest = append(modest, startChild(t, path, 1))
+	}
+	<-time.After(3 * time.Second) // the measurement itself
+	var waits []time.Duration
+	for i, p := range modest {
+		r := p.stop(t)
+		if r.Cycles < 20 {
+			t.Errorf("process %d got %d cycles in 3 s", i, r.Cycles)
+		}
+		waits = append(waits, r.Waits...)
+	}
+	full := greedy.stop(t)
+	slices.Sort(waits)
+	p50, p99, worst := waits[len(waits)/2], waits[len(waits)*99/100], waits[len(waits)-1]
+	t.Logf("%d transactions of 9 processes beside %d cycles of 1,000: lock wait p50 %v, p99 %v, worst %v",
+		len(waits), full.Cycles, p50, p99, worst)
+	if limit := 150 * time.Millisecond; p99 > limit { // generous: a test machine may be busy
+		t.Errorf("lock wait p99 is %v, want at most %v", p99, limit)
+	}
+	if full.Cycles < 5 {
+		t.Errorf("the greedy process got %d cycles", full.Cycles)
+	}
+	s := open(t, path)
+	if n := waiting(t, s); n != 0 {
+		t.Errorf("%d messages left", n)
+	}
+}
