@@ -1,0 +1,66 @@
+package valve
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+)
+
+// shifted is a store whose clock is off this machine's by a settable amount.
+type shifted struct {
+	*queue.Memory
+	by time.Duration
+}
+
+func (s *shifted) Now(context.Context) (time.Time, error) { return time.Now().Add(s.by), nil }
+
+func TestClockFollowsTheBackEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, by := range []time.Duration{0, 5 * time.Minute, -5 * time.Minute} {
+			store := &shifted{queue.NewMemory(), by}
+			c, err := newClock(t.Context(), store)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if off := c.Now().Sub(time.Now().Add(by)).Abs(); off > time.Millisecond {
+				t.Errorf("shifted by %v: off by %v", by, off)
+			}
+		}
+	})
+}
+
+func TestClockNeverGoesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &shifted{queue.NewMemory(), 0}
+		c, err := newClock(t.Context(), store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.by = -10 * time.Second
+		last := c.Now()
+		if err := c.measure(t.Context(), store); err != nil {
+			t.Fatal(err)
+		}
+		for range 300 {
+			time.Sleep(100 * time.Millisecond)
+			now := c.Now()
+			if step := now.Sub(last); step < 50*time.Millisecond || step > 100*time.Millisecond {
+				t.Fatalf("clock moved by %v in 100ms", step)
+			}
+			last = now
+		}
+		if off := c.Now().Sub(time.Now().Add(store.by)).Abs(); off > time.Millisecond {
+			t.Errorf("20 s at half speed later still off by %v", off)
+		}
+		store.by = time.Hour // forward steps are followed at once
+		if err := c.measure(t.Context(), store); err != nil {
+			t.Fatal(err)
+		}
+		if off := c.Now().Sub(time.Now().Add(store.by)).Abs(); off > time.Millisecond {
+			t.Errorf("after a forward step off by %v", off)
+		}
+	})
+}
