@@ -136,7 +136,7 @@ func sameLimit(a, b *Limit) bool {
 }
 
 // whatApplied returns the limit that the past of a destination must be held to:
-// the one before, or the one before that if it allowed more and is not long ago.
+// the one before, and if that one is not old the one before it too.
 func whatApplied(before Resolved, now time.Time) *Limit {
 	var was *Limit
 	if !before.Limit.IsNone() {
@@ -145,17 +145,14 @@ func whatApplied(before Resolved, now time.Time) *Limit {
 	if before.Was == nil || before.Was.IsNone() || now.Sub(before.Changed) > pruneAfter {
 		return was
 	}
-	if was == nil || rate(*before.Was) > rate(*was) {
+	if was == nil {
 		return before.Was
 	}
-	return was
-}
-
-// rate returns how many per day a limit allows, at most.
-func rate(l Limit) int64 {
-	const day = int64(24 * time.Hour / time.Microsecond)
-	w := max(l.window(), 1)
-	return l.Max * (day/w + 1)
+	both := Limit{Max: max(was.Max, before.Was.Max), Interval: min(was.Window(), before.Was.Window())}
+	if both.Max == was.Max && both.Interval == was.Window() {
+		return was
+	}
+	return &both
 }
 
 // PruneRules removes the rules that set nothing and changed so long ago that

@@ -152,7 +152,7 @@ func (r *ring) adopt(o *ring) {
 	_, closed := o.closedUntil()
 	*r = ring{
 		limit: o.limit, version: o.version, era: o.era, high: o.high, forgot: o.forgot, tat: o.tat,
-		closed: closed, entries: append(r.entries[:0], o.entries...), total: o.total, moved: true,
+		closed: closed, pasts: o.pasts, entries: append(r.entries[:0], o.entries...), total: o.total, moved: true,
 	}
 	r.era++
 	for i := range r.entries {

@@ -28,7 +28,9 @@ import (
 const (
 	ringSize    = 1024 // largest Max that is counted stamp by stamp
 	ringEntries = 2048 // entries in a value: a window and the permits that are out
+	minSlack    = 5_000
 	maxSlack    = 50_000
+	minRun      = 5_000
 	maxRun      = 25_000
 )
 
@@ -38,6 +40,9 @@ type entry struct {
 	hi, n int64
 	open  bool
 }
+
+// past says that until a time (µs) a limit applied of max per window (µs).
+type past struct{ max, window, until int64 }
 
 // ring is the state of one destination. Times are µs since 1970.
 type ring struct {
@@ -54,6 +59,8 @@ type ring struct {
 	closer int64 // stamp whose dispatch closes for hold, 0 if none is out
 	hold   int64
 
+	pasts []past // earlier limits, latest first
+
 	entries []entry // in order of hi
 	total   int64   // sum of n
 }
@@ -61,12 +68,13 @@ type ring struct {
 // window returns I in µs.
 func (l Limit) window() int64 { return int64((l.Interval + l.Guard) / time.Microsecond) }
 
-// slack returns how long after its stamp a permit may be used, in µs.
+// slack returns how long after its stamp a permit may be used, in µs: 1/20 of
+// the interval, but not less than answers of a store and timers are late.
 func (l Limit) slack() int64 {
 	if l.IsNone() {
 		return maxSlack
 	}
-	return min(maxSlack, int64(l.Interval/time.Microsecond)/20)
+	return min(maxSlack, max(minSlack, int64(l.Interval/time.Microsecond)/20))
 }
 
 // run returns how far ahead of now permits are given, in µs. What a reader that
@@ -76,7 +84,7 @@ func (l Limit) run() int64 {
 	if l.IsNone() {
 		return maxRun
 	}
-	return min(maxRun, int64(l.Interval/time.Microsecond)/4)
+	return min(maxRun, max(minRun, int64(l.Interval/time.Microsecond)/4))
 }
 
 // bucket returns the width to which stamps are rounded up, 1 for none.

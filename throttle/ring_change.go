@@ -1,10 +1,16 @@
 package throttle
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // longestWindows is how many old windows within the new one are followed entry
 // by entry; more are counted window by window.
 const longestWindows = 512
+
+// maxPasts is how many earlier limits a ring remembers.
+const maxPasts = 4
 
 // full makes the window count as used up at the given time.
 func (r *ring) full(at int64) {
@@ -28,24 +34,59 @@ func (r *ring) change(limit Limit, version, now int64) {
 	r.limit, r.tat = limit, 0
 	r.era = max(r.era+1, r.high)
 	if limit.IsNone() {
-		r.entries, r.total, r.forgot = r.entries[:0], 0, 0
+		r.entries, r.total, r.forgot, r.pasts = r.entries[:0], 0, 0, nil
 		return
 	}
 	latest := slices.Clone(r.entries)
 	slices.Reverse(latest)
 	if !old.IsNone() && limit.window() > old.window() {
-		top := r.high - old.window()
-		if limit.window()/old.window() < longestWindows {
-			latest = densest(latest, old, limit, top, r.high)
-		} else {
-			latest = densestWindows(latest, old, limit, top, r.high)
-		}
+		latest = r.remember(latest, old, limit)
+	}
+	if !old.IsNone() {
+		r.pushPast(past{old.Max, old.window(), r.high})
 	}
 	r.rebuild(latest)
 }
 
-// rebuild makes the ring of entries given latest first, all closed.
+// remember extends entries, latest first, by the past that old and the limits
+// before it allowed at most, as far back as limit counts.
+func (r *ring) remember(latest []entry, old, limit Limit) []entry {
+	edge, top := r.high-limit.window(), r.high-old.window()
+	bound := edge
+	if len(r.pasts) > 0 {
+		bound = max(edge, r.pasts[0].until)
+	}
+	now := past{old.Max, old.window(), top}
+	if limit.window()/old.window() < longestWindows {
+		latest = densest(latest, now, limit.Max, bound)
+	} else {
+		latest = densestWindows(latest, now, limit.Max, bound)
+	}
+	for i, p := range r.pasts {
+		bound = edge
+		if i+1 < len(r.pasts) {
+			bound = max(edge, r.pasts[i+1].until)
+		}
+		p.until = min(p.until, top)
+		latest = densestWindows(latest, p, limit.Max, bound)
+	}
+	return latest
+}
+
+// pushPast notes an earlier limit. Where there are too many, one that allows
+// what the two oldest did takes their place.
+func (r *ring) pushPast(p past) {
+	r.pasts = slices.Insert(r.pasts, 0, p)
+	if n := len(r.pasts); n > maxPasts {
+		a, b := r.pasts[n-2], r.pasts[n-1]
+		r.pasts[n-2] = past{max(a.max, b.max), min(a.window, b.window), a.until}
+		r.pasts = r.pasts[:n-1]
+	}
+}
+
+// rebuild makes the ring of entries, all closed.
 func (r *ring) rebuild(latest []entry) {
+	slices.SortStableFunc(latest, func(a, b entry) int { return cmp.Compare(b.hi, a.hi) })
 	r.entries, r.total = r.entries[:0], 0
 	for _, e := range latest {
 		hi := r.roundUp(e.hi)
@@ -59,21 +100,21 @@ func (r *ring) rebuild(latest []entry) {
 	slices.Reverse(r.entries)
 }
 
-// densest extends entries, latest first, by what old allowed before them: the
-// entry Max places earlier than another is at least a window earlier, and none
-// is after top. It ends with what limit does not count at now any more.
-func densest(latest []entry, old, limit Limit, top, now int64) []entry {
+// densest extends entries, latest first, by what p allowed before them down to
+// edge: the entry p.max places earlier than another is at least a window
+// earlier, and none is after p.until. It stops when there are enough.
+func densest(latest []entry, p past, enough, edge int64) []entry {
 	total := int64(0)
 	for _, e := range latest {
 		total += e.n
 	}
-	edge := now - limit.window()
-	skip := total - old.Max // so many of the latest have their successor in the ring
-	if skip < 0 {
+	top := p.until
+	skip := total - p.max // so many of the latest have their successor in the ring
+	if skip < 0 && top > edge {
 		latest = append(latest, entry{hi: top, n: -skip})
 		total -= skip
 	}
-	for i := 0; i < len(latest) && total < limit.Max; i++ {
+	for i := 0; i < len(latest) && total < enough; i++ {
 		e := latest[i]
 		if skip > 0 {
 			s := min(skip, e.n)
@@ -82,7 +123,7 @@ func densest(latest []entry, old, limit Limit, top, now int64) []entry {
 		if e.n == 0 {
 			continue
 		}
-		e.hi = min(top, e.hi-old.window())
+		e.hi = min(top, e.hi-p.window)
 		if e.hi <= edge {
 			break
 		}
@@ -95,16 +136,15 @@ func densest(latest []entry, old, limit Limit, top, now int64) []entry {
 
 // densestWindows is densest with all of a window at its end, several windows
 // together where there are too many.
-func densestWindows(latest []entry, old, limit Limit, top, now int64) []entry {
+func densestWindows(latest []entry, p past, enough, edge int64) []entry {
 	total := int64(0)
 	for _, e := range latest {
 		total += e.n
 	}
-	edge := now - limit.window()
-	windows := max(0, (top-edge)/old.window()+1)
-	step := (windows + longestWindows - 1) / longestWindows
-	for at := top; at > edge && total < limit.Max; at -= step * old.window() {
-		n := min(step*old.Max, limit.Max)
+	windows := max(0, (p.until-edge)/p.window+1)
+	step := max(1, (windows+longestWindows-1)/longestWindows)
+	for at := p.until; at > edge && total < enough; at -= step * p.window {
+		n := min(step*p.max, enough)
 		latest = append(latest, entry{hi: at, n: n})
 		total += n
 	}
@@ -117,5 +157,6 @@ func (r *ring) assume(old Limit, last, now int64) {
 	if old.IsNone() || r.limit.IsNone() || last <= now-r.limit.window() {
 		return
 	}
-	r.rebuild(densestWindows(nil, old, r.limit, last, now))
+	r.rebuild(densestWindows(nil, past{old.Max, old.window(), last}, r.limit.Max, now-r.limit.window()))
+	r.pasts = []past{{old.Max, old.window(), last}}
 }

@@ -32,6 +32,12 @@ func (r *ring) encode() []byte {
 	} {
 		b = binary.AppendVarint(b, v)
 	}
+	b = append(b, byte(len(r.pasts)))
+	for _, p := range r.pasts {
+		for _, v := range [...]int64{p.max, p.window, p.until} {
+			b = binary.AppendVarint(b, v)
+		}
+	}
 	b = binary.LittleEndian.AppendUint64(b, r.nonce)
 	b = binary.AppendUvarint(b, uint64(len(r.entries)))
 	last := int64(0)
@@ -63,18 +69,22 @@ func (r *ring) decode(b []byte) error {
 	if crc32.Checksum(body, castagnoli) != sum {
 		return errRing
 	}
-	*r = ring{entries: r.entries[:0], moved: b[2] == 1}
-	body = body[3:]
+	*r = ring{entries: r.entries[:0], pasts: r.pasts[:0], moved: b[2] == 1}
 	var interval, guard int64
-	for _, f := range [...]*int64{
-		&r.limit.Max, &interval, &guard,
-		&r.version, &r.era, &r.high, &r.tat, &r.forgot, &r.closed, &r.closer, &r.hold,
-	} {
-		v, n := binary.Varint(body)
-		if n <= 0 || v < 0 || v >= maxMicros {
+	body = decodeInts(body[3:], &r.limit.Max, &interval, &guard,
+		&r.version, &r.era, &r.high, &r.tat, &r.forgot, &r.closed, &r.closer, &r.hold)
+	if len(body) == 0 || body[0] > maxPasts {
+		return errRing
+	}
+	pasts := body[0]
+	body = body[1:]
+	for range pasts {
+		var p past
+		body = decodeInts(body, &p.max, &p.window, &p.until)
+		if p.max < 1 || p.max > MaxMax || p.window < 1 {
 			return errRing
 		}
-		*f, body = v, body[n:]
+		r.pasts = append(r.pasts, p)
 	}
 	const longest = int64(MaxInterval / time.Microsecond)
 	if interval > longest || guard > longest || len(body) < 9 {
@@ -88,6 +98,19 @@ func (r *ring) decode(b []byte) error {
 	}
 	r.nonce = binary.LittleEndian.Uint64(body)
 	return r.decodeEntries(body[8:])
+}
+
+// decodeInts reads one number per field and returns what follows, nil if one is
+// missing or out of range.
+func decodeInts(b []byte, fields ...*int64) []byte {
+	for _, f := range fields {
+		v, n := binary.Varint(b)
+		if n <= 0 || v < 0 || v >= maxMicros {
+			return nil
+		}
+		*f, b = v, b[n:]
+	}
+	return b
 }
 
 func (r *ring) decodeEntries(b []byte) error {
