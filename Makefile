@@ -1,0 +1,47 @@
+# mvalve. `make` shows what there is; every target says what it misses.
+
+# Commands are static: no cgo anywhere. Tests switch it on for the race detector.
+export CGO_ENABLED ?= 0
+
+BIN := bin
+FUZZTIME ?= 10s
+PKG ?= ./...
+TESTFLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help go build demo test servers bench fuzz lint fmt clean
+
+help: ## show this list
+	@echo "mvalve: make TARGET"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+go:
+	@sh build/check-go.sh
+
+build: go ## build bin/mvalve, bin/mvalve-writer and bin/mvalve-reader
+	@mkdir -p $(BIN)
+	go build -trimpath -o $(BIN)/ ./cmd/mvalve ./cmd/mvalve-writer ./cmd/mvalve-reader
+
+demo: build ## the main job in 20 seconds: messages to throttled destinations
+	$(BIN)/mvalve demo
+
+test: go ## all tests with -race, on real MariaDB and memcached (fetched if missing)
+	@PKG='$(PKG)' TESTFLAGS='$(TESTFLAGS)' sh build/test.sh
+
+servers: go ## make sure that the tests find MariaDB and memcached
+	go run ./internal/testserver/cmd/fetch
+
+bench: build ## throughput and latency, with the raw statements beside them
+	$(BIN)/mvalve bench
+
+fuzz: go ## run every fuzz target for FUZZTIME (10s)
+	@sh build/fuzz.sh $(FUZZTIME)
+
+lint: go ## go vet, gofmt and golangci-lint
+	@sh build/lint.sh
+
+fmt: go ## format the code
+	gofmt -w $$(git ls-files '*.go')
+
+clean: ## remove what make built
+	rm -rf $(BIN)
