@@ -11,3 +11,5 @@ func openTurnstile(string) (*turnstile, error) { return &turnstile{}, nil }
 func (*turnstile) enter() error { return nil }
 func (*turnstile) leave() error { return nil }
 func (*turnstile) close()       {}
+
+func (*turnstile) contended() bool { return false }

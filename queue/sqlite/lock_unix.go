@@ -44,6 +44,16 @@ func (t *turnstile) enter() error {
 
 func (t *turnstile) leave() error { return flock(t.main, syscall.LOCK_UN) }
 
+// contended reports whether another process waits for its turn. The caller has
+// entered.
+func (t *turnstile) contended() bool {
+	if err := flock(t.next, syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return err == syscall.EWOULDBLOCK
+	}
+	_ = flock(t.next, syscall.LOCK_UN)
+	return false
+}
+
 func (t *turnstile) close() {
 	_ = t.next.Close()
 	_ = t.main.Close()

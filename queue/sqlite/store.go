@@ -127,11 +127,11 @@ func absolute(path string) (string, error) {
 	return abs, nil
 }
 
-// pragmas of the writing connection. The cache is 16 MiB; the log is written
-// back every 16 MiB.
+// pragmas of the writing connection. The cache is 16 MiB; the writer itself says
+// when the log is written back.
 var writerPragmas = []string{
 	fmt.Sprintf("busy_timeout=%d", busyWait), "page_size=8192", "journal_mode=WAL", "synchronous=FULL",
-	"temp_store=MEMORY", "cache_size=-16384", "wal_autocheckpoint=2048", fmt.Sprintf("journal_size_limit=%d", walLimit),
+	"temp_store=MEMORY", "cache_size=-16384", "wal_autocheckpoint=0", fmt.Sprintf("journal_size_limit=%d", walLimit),
 }
 
 var readerPragmas = []string{"busy_timeout=5000", "query_only=ON", "temp_store=MEMORY", "cache_size=-4096"}

@@ -16,8 +16,10 @@ import (
 
 const (
 	mergeRows   = 1000             // rows written in one commit at most, unless one request has more
+	mergeShared = 200              // the same while another process waits for the lock
 	walLimit    = 64 << 20         // bytes of write-ahead log past which it is truncated
-	walLookEach = 64               // commits between two looks at the size of the log
+	walCommits  = 128              // commits after which the log is written back
+	walRows     = 20000            // rows after which the log is written back
 	busyWait    = 200              // ms that SQLite itself waits for a foreign lock, per attempt
 	beginTries  = 40               // attempts to begin a transaction: about 10 s
 	closeWait   = 10 * time.Second // how long Close waits for a writer that cannot get the lock
@@ -49,7 +51,9 @@ type writer struct {
 	queue   []*request
 	closing bool
 
-	commits  int
+	commits  int                 // since the start, failed ones included
+	unsaved  int                 // commits since the log was written back
+	rows     int                 // rows, likewise
 	walLimit int64               // bytes; see walLimit
 	waited   func(time.Duration) // told how long the lock took; for tests
 }
@@ -100,12 +104,12 @@ func (w *writer) withdraw(r *request) bool {
 	return false
 }
 
-// claim takes the requests of the next transaction.
-func (w *writer) claim() []*request {
+// claim takes the requests of the next transaction, about limit rows.
+func (w *writer) claim(limit int) []*request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, rows := 0, 0
-	for n < len(w.queue) && (n == 0 || rows+w.queue[n].rows <= mergeRows) {
+	for n < len(w.queue) && (n == 0 || rows+w.queue[n].rows <= limit) {
 		rows += w.queue[n].rows
 		n++
 	}
@@ -113,6 +117,7 @@ func (w *writer) claim() []*request {
 	rest := copy(w.queue, w.queue[n:])
 	clear(w.queue[rest:])
 	w.queue = w.queue[:rest]
+	w.rows += rows
 	return batch
 }
 
@@ -150,17 +155,24 @@ func (w *writer) close() {
 // held: until then callers may withdraw, and more of them can share the commit.
 func (w *writer) serve() {
 	start := time.Now()
+	limit := mergeRows
 	err := w.turn.enter()
-	if err == nil {
-		defer func() { _ = w.turn.leave() }()
+	entered := err == nil
+	if entered {
 		err = w.begin()
+		if w.turn.contended() {
+			limit = mergeShared
+		}
 	}
 	if w.waited != nil {
 		w.waited(time.Since(start))
 	}
-	batch := w.claim()
+	batch := w.claim(limit)
 	if err == nil {
 		err = w.transact(batch)
+	}
+	if entered {
+		_ = w.turn.leave() // fails only if the file was closed
 	}
 	for _, r := range batch {
 		if r.err == nil {
@@ -169,8 +181,10 @@ func (w *writer) serve() {
 		r.err = translate(w.path, r.err)
 		close(r.done)
 	}
-	if w.commits++; w.commits%walLookEach == 0 {
-		w.truncateLog()
+	w.commits++
+	if w.unsaved++; w.unsaved >= walCommits || w.rows >= walRows {
+		w.unsaved, w.rows = 0, 0
+		w.saveLog()
 	}
 }
 
@@ -238,12 +252,19 @@ func (w *writer) commit() error {
 // rollback ends a transaction, if SQLite has not done so itself.
 func (w *writer) rollback() { _, _ = w.conn.exec("ROLLBACK") }
 
-// truncateLog shortens a write-ahead log that readers kept from being reused. A
-// failure only means that a reader is in the way; the next look tries again.
-func (w *writer) truncateLog() {
-	info, err := os.Stat(w.path + "-wal")
-	if err != nil || info.Size() <= w.walLimit {
+// saveLog writes the log back into the database file: the bulk while others may
+// commit, and the little that they added meanwhile within a turn, so that the next
+// writer starts the log from its beginning. A log that readers kept from that
+// until it passed its limit is truncated. Failures are left to the next time: all
+// that is missing then is in the log.
+func (w *writer) saveLog() {
+	_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(PASSIVE)")
+	if w.turn.enter() != nil {
 		return
 	}
-	_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(TRUNCATE)")
+	defer func() { _ = w.turn.leave() }()
+	_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(PASSIVE)")
+	if info, err := os.Stat(w.path + "-wal"); err == nil && info.Size() > w.walLimit {
+		_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(TRUNCATE)")
+	}
 }
