@@ -236,8 +236,7 @@ func deleteRows(ctx context.Context, r runner, now time.Time, table queue.Lane, 
 		index[i] = i
 	}
 	size := paddedSize(len(refs))
-	text := "DELETE FROM " + sqlstore.Table(table) + " WHERE " + keyWhere(table, size) + " AND lease_until <= ? ORDER BY " +
-		keyOrder(table) + " LIMIT " + itoa(size)
+	text := deleteFrom(table) + " WHERE " + keyWhere(table, size) + " AND lease_until <= ?"
 	n, err := r.exec(ctx, text, append(keyArgs(nil, table, refs, index, size), queue.Micros(now))...)
 	if err == nil && n != int64(len(refs)) {
 		return errConflict

@@ -83,12 +83,17 @@ func put(ctx context.Context, r runner, messages []*queue.Message) error {
 		rows := inTable(messages, table)
 		for len(rows) > 0 {
 			run := runOf(rows)
+			plain := allPlain(rows[:run])
 			for start, size := range sqlstore.Batches(run, insertSizes) {
 				args = args[:0]
 				for _, m := range rows[start : start+size] {
-					args = sqlstore.AppendArgs(args, m)
+					args = appendRow(args, m, plain)
 				}
-				if _, err := r.exec(ctx, insertText(table, size), args...); err != nil {
+				text := insertText(table, size)
+				if plain {
+					text = plainText(table, size)
+				}
+				if _, err := r.exec(ctx, text, args...); err != nil {
 					return err
 				}
 			}
@@ -96,6 +101,31 @@ func put(ctx context.Context, r runner, messages []*queue.Message) error {
 		}
 	}
 	return nil
+}
+
+// allPlain reports whether all messages have only zeros in the columns that
+// plainText gives as constants. Most have; it spares a third of the insert.
+func allPlain(messages []*queue.Message) bool {
+	for _, m := range messages {
+		if !m.ReadyAt.IsZero() || !m.ExpiresAt.IsZero() || m.Hold != 0 || m.Attempts != 0 ||
+			!m.LeaseUntil.IsZero() || !m.LeaseToken.IsZero() {
+			return false
+		}
+	}
+	return true
+}
+
+// appendRow appends the arguments of insertText or plainText for m.
+func appendRow(args []any, m *queue.Message, plain bool) []any {
+	start := len(args)
+	args = sqlstore.AppendArgs(args, m)
+	if !plain {
+		return args
+	}
+	row := args[start:] // id, destination, priority, lane, 0, 0, enqueued_at, 0, 0, 0, 0, checksum, headers, body
+	row[4] = row[6]
+	copy(row[5:8], row[11:14])
+	return args[:start+8]
 }
 
 // inTable returns the messages that lie in table, without copying if all do.

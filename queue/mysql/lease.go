@@ -185,7 +185,7 @@ func (l *lease) byID(part []int) map[queue.ID]int {
 func (l *lease) readFree(part []int) (map[int]*queue.Leased, error) {
 	size := paddedSize(len(part))
 	text := cached.get("free", l.table, size, func() string {
-		return "SELECT " + sqlstore.Columns + " FROM " + sqlstore.Table(l.table) + " FORCE INDEX (PRIMARY) WHERE " +
+		return "SELECT " + sqlstore.Columns + " FROM " + sqlstore.Table(l.table) + byKey + " WHERE " +
 			keyWhere(l.table, size) + " AND lease_until <= ?"
 	})
 	index := l.byID(part)
@@ -214,8 +214,8 @@ func (l *lease) readFree(part []int) (map[int]*queue.Leased, error) {
 func (l *lease) update(rest []int) (int64, error) {
 	size := paddedSize(len(rest))
 	text := cached.get("lease", l.table, size, func() string {
-		return "UPDATE " + sqlstore.Table(l.table) + " SET lease_token = ?, lease_until = ?, attempts = attempts + 1 WHERE " +
-			keyWhere(l.table, size) + " AND lease_until <= ? ORDER BY " + keyOrder(l.table) + " LIMIT " + itoa(size)
+		return "UPDATE " + sqlstore.Table(l.table) + byKey + " SET lease_token = ?, lease_until = ?, attempts = attempts + 1 WHERE " +
+			keyWhere(l.table, size) + " AND lease_until <= ?"
 	})
 	args := append(make([]any, 0, 2*size+3), l.token[:], l.until)
 	args = append(keyArgs(args, l.table, l.refs, rest, size), l.now)
@@ -226,7 +226,7 @@ func (l *lease) update(rest []int) (int64, error) {
 func (l *lease) readWon(rest []int, seen map[int]*queue.Leased) error {
 	size := paddedSize(len(rest))
 	text := cached.get("won", l.table, size, func() string {
-		return "SELECT id, attempts FROM " + sqlstore.Table(l.table) + " FORCE INDEX (PRIMARY) WHERE " +
+		return "SELECT id, attempts FROM " + sqlstore.Table(l.table) + byKey + " WHERE " +
 			keyWhere(l.table, size) + " AND lease_token = ? AND lease_until = ?"
 	})
 	index := l.byID(rest)

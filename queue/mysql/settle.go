@@ -61,7 +61,7 @@ func (w *settler) carriers(g sqlstore.Group, part []int) ([]int, error) {
 	_, fenceArg := w.fence(g)
 	size := paddedSize(len(part))
 	text := cached.get("carriers", g.Table, size, func() string {
-		return "SELECT id, lease_token, lease_until FROM " + sqlstore.Table(g.Table) + " WHERE " + keyWhere(g.Table, size) + " FOR UPDATE"
+		return "SELECT id, lease_token, lease_until FROM " + sqlstore.Table(g.Table) + byKey + " WHERE " + keyWhere(g.Table, size) + " FOR UPDATE"
 	})
 	passes := make(map[queue.ID]bool, len(part))
 	token, fenced := fenceArg.([]byte)
@@ -104,12 +104,12 @@ func (w *settler) carriers(g sqlstore.Group, part []int) ([]int, error) {
 func (w *settler) apply(g sqlstore.Group, part []int) error {
 	switch g.Verb {
 	case queue.Ack:
-		return w.change(g, part, "DELETE FROM ", "")
+		return w.change(g, part, "")
 	case queue.Release:
-		return w.change(g, part, "UPDATE ",
+		return w.change(g, part,
 			" SET lease_until = 0, lease_token = '', attempts = IF(attempts > 0, attempts - 1, 0)")
 	case queue.Extend:
-		return w.change(g, part, "UPDATE ", " SET lease_until = ?", g.At)
+		return w.change(g, part, " SET lease_until = ?", g.At)
 	case queue.Retry:
 		if g.Table == queue.Timed {
 			return w.postpone(g, part)
@@ -119,13 +119,16 @@ func (w *settler) apply(g sqlstore.Group, part []int) error {
 	return w.move(g, part)
 }
 
-// change runs one statement over the rows of part.
-func (w *settler) change(g sqlstore.Group, part []int, verb, set string, setArgs ...any) error {
+// change updates the rows of part, or deletes them if there is nothing to set.
+func (w *settler) change(g sqlstore.Group, part []int, set string, setArgs ...any) error {
 	fence, fenceArg := w.fence(g)
 	size := paddedSize(len(part))
-	text := cached.get(verb+set+fence, g.Table, size, func() string {
-		return verb + sqlstore.Table(g.Table) + set + " WHERE " + keyWhere(g.Table, size) + fence +
-			" ORDER BY " + keyOrder(g.Table) + " LIMIT " + itoa(size)
+	text := cached.get("change"+set+fence, g.Table, size, func() string {
+		text := deleteFrom(g.Table)
+		if set != "" {
+			text = "UPDATE " + sqlstore.Table(g.Table) + byKey + set
+		}
+		return text + " WHERE " + keyWhere(g.Table, size) + fence
 	})
 	args := keyArgs(append(make([]any, 0, size*2+2), setArgs...), g.Table, w.refs, part, size)
 	n, err := w.r.exec(w.ctx, text, append(args, fenceArg)...)
@@ -171,8 +174,8 @@ func (w *settler) postpone(g sqlstore.Group, part []int) error {
 	fence, fenceArg := w.fence(g)
 	when, args := w.perRow(part, "ready_at", w.dueAt)
 	text := cached.get("postpone"+fence, g.Table, maxMoves, func() string {
-		return "UPDATE q_timed SET ready_at = " + when + ", lease_until = 0, lease_token = '' WHERE " +
-			keyWhere(g.Table, maxMoves) + fence + " ORDER BY ready_at, id LIMIT " + itoa(maxMoves)
+		return "UPDATE q_timed" + byKey + " SET ready_at = " + when + ", lease_until = 0, lease_token = '' WHERE " +
+			keyWhere(g.Table, maxMoves) + fence
 	})
 	args = append(keyArgs(args, g.Table, w.refs, part, maxMoves), fenceArg)
 	n, err := w.r.exec(w.ctx, text, args...)
@@ -212,5 +215,5 @@ func (w *settler) move(g sqlstore.Group, part []int) error {
 	if n < int64(len(part)) {
 		return errConflict
 	}
-	return w.change(g, part, "DELETE FROM ", "")
+	return w.change(g, part, "")
 }
