@@ -194,7 +194,7 @@ func (m *Memory) Scan(ctx context.Context, now time.Time, table Lane, after Curs
 	t := m.tables[table]
 	var refs []Ref
 	rows := t.byKey.items[t.after(after, true):]
-	for _, r := range rows[:min(n, len(rows))] {
+	for _, r := range rows[:min(max(n, 0), len(rows))] {
 		if table == Timed && Micros(r.msg.ReadyAt) > Micros(upTo) {
 			break
 		}
@@ -213,6 +213,7 @@ func (m *Memory) Heads(ctx context.Context, now time.Time, q HeadQuery) ([]Ref, 
 		return nil, "", err
 	}
 	defer m.mu.Unlock()
+	q.Limit = max(q.Limit, 1)
 	var pages []HeadPage
 	var refs []Ref
 	for table := Emergency; table <= Incoming; table++ {

@@ -74,8 +74,10 @@ type RefRow struct {
 }
 
 // Dest returns the scan destinations for RefColumns.
-func (r *RefRow) Dest() []any {
-	return []any{&r.id, &r.destination, &r.priority, &r.lane, &r.ready, &r.expires, &r.enqueued, &r.hold, &r.attempt}
+func (r *RefRow) Dest() []any { return r.appendDest(nil) }
+
+func (r *RefRow) appendDest(dst []any) []any {
+	return append(dst, &r.id, &r.destination, &r.priority, &r.lane, &r.ready, &r.expires, &r.enqueued, &r.hold, &r.attempt)
 }
 
 // Ref returns the reference to the row in table. A row whose id is not 16 bytes
@@ -102,8 +104,11 @@ type Row struct {
 }
 
 // Dest returns the scan destinations for Columns.
-func (r *Row) Dest() []any {
-	return append(r.RefRow.Dest(), &r.leaseUntil, &r.token, &r.checksum, &r.headers, &r.body)
+func (r *Row) Dest() []any { return r.AppendDest(nil) }
+
+// AppendDest appends the scan destinations for Columns to dst.
+func (r *Row) AppendDest(dst []any) []any {
+	return append(r.RefRow.appendDest(dst), &r.leaseUntil, &r.token, &r.checksum, &r.headers, &r.body)
 }
 
 // Message decodes the row. When checksum or encoding do not fit, it returns what

@@ -12,7 +12,7 @@ var findCases = []testCase{
 	{"scan pages by cursor", scanPages},
 	{"scan passes leased rows", scanLeased},
 	{"scan of timed ends at upTo", scanTimed},
-	{"scan of a lane that is none", scanInvalid},
+	{"scan that asks for nothing", scanInvalid},
 	{"heads of a destination, best first", headsBest},
 	{"heads leaves out what may not go", headsLeasable},
 	{"heads pages over destinations", headsPages},
@@ -93,6 +93,13 @@ func scanInvalid(f *fixture) {
 	for _, table := range []queue.Lane{queue.LaneUnset, 9} {
 		_, _, err := f.store.Scan(f.ctx, f.now, table, queue.Cursor{}, f.now, 1)
 		f.wantError(err, queue.ErrInvalid)
+	}
+	f.put(f.message("a"))
+	for _, n := range []int{0, -1} {
+		refs, next, err := f.store.Scan(f.ctx, f.now, queue.Incoming, queue.Cursor{}, f.now, n)
+		if err != nil || len(refs) != 0 || next != (queue.Cursor{}) {
+			f.Fatalf("scan for %d rows: %v, %v, %v", n, refs, next, err)
+		}
 	}
 }
 

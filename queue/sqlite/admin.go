@@ -78,7 +78,7 @@ func (s *Store) Peek(ctx context.Context, table queue.Lane, destination string, 
 	}
 	var letters []queue.Letter
 	err := s.read(ctx, func(c *conn) error {
-		return c.query(ctx, text+" ORDER BY "+key+" LIMIT ?", append(args, int64(n)), func(values []driver.Value) error {
+		return c.query(ctx, text+" ORDER BY "+key+" LIMIT ?", append(args, int64(max(n, 0))), func(values []driver.Value) error {
 			var row sqlstore.Row
 			letter := queue.Letter{Table: table}
 			var deadAt int64

@@ -23,8 +23,12 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 		return queue.Outcome{}, err
 	}
 	var puts [queue.Incoming + 1][]any
-	for _, m := range c.Put { // encoded here, so that the writer only binds
-		puts[m.Table()] = sqlstore.AppendArgs(puts[m.Table()], m)
+	for i, m := range c.Put { // encoded here, so that the writer only binds
+		args := &puts[m.Table()]
+		if *args == nil {
+			*args = make([]any, 0, (len(c.Put)-i)*sqlstore.ColumnCount)
+		}
+		*args = sqlstore.AppendArgs(*args, m)
 	}
 	groups := sqlstore.GroupSettles(c.Settle)
 	var out queue.Outcome
@@ -114,11 +118,11 @@ func settleGroup(c *conn, now time.Time, settles []queue.Settle, g sqlstore.Grou
 
 // settleKeys acks, releases or extends the rows in index.
 func settleKeys(c *conn, now time.Time, settles []queue.Settle, g sqlstore.Group, index []int) (int64, error) {
-	var args []any
+	size := keySize(len(index))
+	args := make([]any, 0, 2*size+2)
 	if g.Verb == queue.Extend {
 		args = append(args, g.At)
 	}
-	size := keySize(len(index))
 	for i := range size { // padded with the last key: a set does not mind
 		args = appendKey(args, settles[index[min(i, len(index)-1)]].Ref)
 	}

@@ -24,6 +24,7 @@ func (s *Store) Scan(ctx context.Context, now time.Time, table queue.Lane, after
 	if table < queue.Emergency || table > queue.Incoming {
 		return nil, after, fmt.Errorf("%w: scan of table %v", queue.ErrInvalid, table)
 	}
+	n = max(n, 0) // negative is no limit in SQLite
 	args := []any{after.ID[:], int64(n)}
 	if table == queue.Timed {
 		args = []any{after.ReadyAt, after.ID[:], queue.Micros(upTo), int64(n)}

@@ -65,10 +65,12 @@ func leaseKeys(c *conn, now, until time.Time, token queue.ID, table queue.Lane, 
 	}
 	args = append(args, queue.Micros(now))
 	var found int64
+	var dest []any
 	at := 0
 	err := c.query(context.Background(), c.text(opRead, table, size), args[2:], func(values []driver.Value) error {
 		row := new(sqlstore.Row)
-		assign(row.Dest(), values)
+		dest = row.AppendDest(dest[:0])
+		assign(dest, values)
 		i := find(refs, part, at, row.Key(table))
 		if i < 0 {
 			return fmt.Errorf("row %v was not asked for", row.Key(table).ID)

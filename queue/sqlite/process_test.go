@@ -17,7 +17,7 @@ import (
 
 const (
 	childEnv   = "MVALVE_SQLITE_TEST_CHILD" // path of the database; makes the test binary a child
-	childBatch = "MVALVE_SQLITE_TEST_BATCH" // messages per call
+	childBatch = "MVALVE_SQLITE_TEST_BATCH" // messages per call; negative: see ledger
 )
 
 func TestMain(m *testing.M) {
@@ -51,6 +51,9 @@ func child(path string) error {
 		return err
 	}
 	fmt.Println("ready")
+	if batch < 0 {
+		return ledger(path)
+	}
 	stop := make(chan struct{})
 	go func() {
 		_, _ = bufio.NewReader(os.Stdin).ReadByte()
