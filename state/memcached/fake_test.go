@@ -2,6 +2,7 @@ package memcached_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,16 +11,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mvalve/mvalve/state"
 	"github.com/mvalve/mvalve/state/memcached"
 )
 
 // wipingServer is a memcached that is wiped in the middle of one request, right
-// after the look-up of its first key: a moment that the real one cannot be made
-// to meet. It knows what Open and Get need.
+// after the look-up of its first key, or dies right after an answer: moments that
+// the real one cannot be made to meet. It knows no cas.
 type wipingServer struct {
 	mu     sync.Mutex
 	values map[string]string
 	wipe   bool // at the next gets of several keys
+	die    bool // after the next add
+	listen net.Listener
 }
 
 func newWipingServer(t *testing.T) (*wipingServer, string) {
@@ -28,7 +32,7 @@ func newWipingServer(t *testing.T) (*wipingServer, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &wipingServer{values: make(map[string]string)}
+	s := &wipingServer{values: make(map[string]string), listen: l}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -62,18 +66,23 @@ func (s *wipingServer) serve(conn net.Conn) {
 			if _, err := io.ReadFull(in, value); err != nil {
 				return
 			}
-			s.put(words[1], string(value[:size]))
+			die := s.put(words[1], string(value[:size]))
 			fmt.Fprint(conn, "STORED\r\n")
+			if die {
+				s.listen.Close()
+				return
+			}
 		case "gets":
 			io.WriteString(conn, s.look(words[1:]))
 		}
 	}
 }
 
-func (s *wipingServer) put(key, value string) {
+func (s *wipingServer) put(key, value string) (die bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.values[key] = value
+	return s.die
 }
 
 func (s *wipingServer) look(keys []string) string {
@@ -112,5 +121,18 @@ func TestWipeWithinARead(t *testing.T) {
 	}
 	if got := entries[0].Lost; !got.Equal(wipedAt) {
 		t.Errorf("lost %v, want %v", got, wipedAt)
+	}
+}
+
+// TestDeathAfterAnAdd: the value is there, whether it counts is not known.
+func TestDeathAfterAnAdd(t *testing.T) {
+	fake, addr := newWipingServer(t)
+	s := open(t, memcached.Config{MarkerTime: fresh, MaxConns: 1}, addr)
+	fake.mu.Lock()
+	fake.die = true
+	fake.mu.Unlock()
+	errs := s.Update(t.Context(), time.Now(), []string{"k"}, []time.Duration{time.Minute}, func(int, state.Entry) []byte { return []byte("x") })
+	if errs == nil || !errors.Is(errs[0], state.ErrUnknown) || errors.Is(errs[0], state.ErrUnavailable) {
+		t.Errorf("%v, want ErrUnknown and not ErrUnavailable", errs)
 	}
 }

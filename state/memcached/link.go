@@ -61,9 +61,9 @@ func (l *link) do(ctx context.Context, request func(*memcache.Client) error) err
 // interrupted says why a request ended, and keeps whether anything was sent.
 func interrupted(ctx context.Context, err error) error {
 	if nothingSent(err) {
-		return &dialError{ctx.Err()}
+		return &dialError{context.Cause(ctx)}
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
 }
 
 // interrupt ends the request with number turn, if it is still under way.

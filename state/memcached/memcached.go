@@ -108,7 +108,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	defer cancel()
 	for _, srv := range s.servers {
 		if _, err := s.read(opening, srv, nil); err != nil {
-			s.Close()
+			_ = s.Close() // it has no error to report
 			return nil, err
 		}
 	}
@@ -177,9 +177,10 @@ func (s *Store) Close() error {
 
 // begin bounds a call by Timeout and by the life of the store.
 func (s *Store) begin(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(ctx)
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
-	detach := context.AfterFunc(s.closed, cancel)
-	return ctx, func() { detach(); cancel() }
+	detach := context.AfterFunc(s.closed, func() { end(errClosed) })
+	return ctx, func() { detach(); cancel(); end(nil) }
 }
 
 // Get implements [state.Store].

@@ -15,6 +15,7 @@ import (
 	"github.com/mvalve/mvalve/internal/testserver"
 	"github.com/mvalve/mvalve/state"
 	"github.com/mvalve/mvalve/state/memcached"
+	"github.com/mvalve/mvalve/state/statetest"
 )
 
 func TestMain(m *testing.M) { testserver.Main(m) }
@@ -82,6 +83,20 @@ func (c *clock) set(t time.Time) { c.micros.Store(t.UnixMicro()) }
 
 func (c *clock) now(context.Context) (time.Time, error) {
 	return time.UnixMicro(c.micros.Load()), nil
+}
+
+func TestSuite(t *testing.T) {
+	for name, servers := range map[string]int{"one server": 1, "three servers": 3} {
+		t.Run(name, func(t *testing.T) {
+			var addrs []string
+			for range servers {
+				addrs = append(addrs, testserver.OwnMemcached(t).Addr)
+			}
+			statetest.Run(t, func(t *testing.T) state.Store {
+				return open(t, memcached.Config{Timeout: 10 * time.Second}, addrs...)
+			})
+		})
+	}
 }
 
 func TestConfig(t *testing.T) {

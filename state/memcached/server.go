@@ -91,13 +91,13 @@ func (e *dialError) Unwrap() error { return e.err }
 
 // acquire takes a link for one or more requests.
 func (srv *server) acquire(ctx context.Context) (*link, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, &dialError{err}
+	if ctx.Err() != nil {
+		return nil, &dialError{context.Cause(ctx)}
 	}
 	select {
 	case srv.slots <- struct{}{}:
 	case <-ctx.Done():
-		return nil, &dialError{ctx.Err()}
+		return nil, &dialError{context.Cause(ctx)}
 	}
 	srv.mu.Lock()
 	defer srv.mu.Unlock()

@@ -119,8 +119,8 @@ func newChange(i int, v value, name string, data []byte, expiration int32) *chan
 
 // send writes the item and notes how it went.
 func (c *change) send(ctx context.Context, l *link) {
-	if err := ctx.Err(); err != nil {
-		c.err = c.srv.writeError("write", &dialError{err})
+	if ctx.Err() != nil {
+		c.err = c.srv.writeError("write", &dialError{context.Cause(ctx)})
 		return
 	}
 	err := l.do(ctx, func(client *memcache.Client) error {
@@ -186,7 +186,8 @@ func (s *Store) confirm(ctx context.Context, changes []*change) {
 		for _, c := range mine {
 			switch {
 			case err != nil:
-				c.err = fmt.Errorf("%w: %w", state.ErrUnknown, err)
+				// Not wrapped: err says "unavailable", but this key was written.
+				c.err = fmt.Errorf("%w: look after a write: %s", state.ErrUnknown, err.Error())
 			case now.marker.nonce != c.snap.marker.nonce:
 				c.conflict = true
 			}

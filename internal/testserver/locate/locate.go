@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// ErrNotFound: neither the machine nor the cache folder has the program.
+// ErrNotFound says that neither the machine nor the cache folder has the program.
 var ErrNotFound = errors.New("locate: program not found")
 
 // Program is a server program and what it needs to run.
