@@ -248,7 +248,7 @@ func parseLimitLine(text string) (limitLine, error) {
 	if err := throttle.CheckPattern(pattern); err != nil {
 		return limitLine{}, err
 	}
-	limit, err := throttle.ParseLimit(rest)
+	limit, err := throttle.ParseLimit(strings.TrimSpace(rest))
 	return limitLine{pattern, limit}, err
 }
 

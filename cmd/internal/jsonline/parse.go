@@ -153,6 +153,9 @@ func (p *Parser) check(m *queue.Message) error {
 		return nil
 	}
 	name := "message"
+	if m.Lane == queue.Incoming && !m.ReadyAt.IsZero() {
+		name = "lane"
+	}
 	for _, field := range []string{"destination", "body", "headers", "lane", "priority", "delay"} {
 		if strings.HasPrefix(reason(err), field) {
 			name = field

@@ -99,6 +99,11 @@ func parse(c *cli.Context) (*options, error) {
 	if err := o.parseMode(c); err != nil {
 		return nil, err
 	}
+	if c.IsSet("state") {
+		if _, err := setup.ParseState(c.String("state")); err != nil {
+			return nil, err
+		}
+	}
 	for _, glob := range o.destinations {
 		if err := throttle.CheckPattern(glob); err != nil {
 			return nil, setup.Usagef("--destination: %w", err)

@@ -27,6 +27,7 @@ func Main(app *cli.App) {
 // SIGINT or SIGTERM ends the context with the cause Signalled; a second one ends
 // the process at once. A write to a closed pipe is an error (EPIPE), not the end.
 func Run(app *cli.App, args []string) int {
+	dropEmptyVariables()
 	Strict(app)
 	app.Version = version()
 	app.Writer, app.ErrWriter = os.Stdout, os.Stderr
@@ -40,6 +41,15 @@ func Run(app *cli.App, args []string) int {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", app.Name, text)
 	}
 	return Code(err)
+}
+
+// dropEmptyVariables makes a variable that is set to nothing one that is not set.
+func dropEmptyVariables() {
+	for _, v := range os.Environ() {
+		if name, value, _ := strings.Cut(v, "="); value == "" && strings.HasPrefix(name, "MVALVE_") {
+			_ = os.Unsetenv(name)
+		}
+	}
 }
 
 func withSignals(parent context.Context) (context.Context, func()) {

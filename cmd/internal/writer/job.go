@@ -146,7 +146,11 @@ func (j *job) committed() string {
 		}
 		return "no line is committed"
 	}
-	return fmt.Sprintf("%d lines are committed, the last is %s; resume with --skip %d", j.last.total-j.o.skip, j.last, j.last.total)
+	lines := "1 line is"
+	if n := j.last.total - j.o.skip; n > 1 {
+		lines = fmt.Sprintf("%d lines are", n)
+	}
+	return fmt.Sprintf("%s committed, the last is %s; resume with --skip %d", lines, j.last, j.last.total)
 }
 
 // lineError names file, line and, from the parser, field.
