@@ -127,7 +127,10 @@ func (r runner) query(ctx context.Context, text string, args []any, each func(*s
 	defer rows.Close()
 	for rows.Next() {
 		if err := each(rows); err != nil {
-			return err
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: %w", errRow, err)
 		}
 	}
 	return rows.Err()

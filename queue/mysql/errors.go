@@ -1,13 +1,9 @@
 package mysql
 
 import (
-	"context"
-	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
-	"net"
+	"slices"
 
 	client "github.com/go-sql-driver/mysql"
 
@@ -17,6 +13,10 @@ import (
 // errConflict says that a conditional write met fewer rows than it must, or that
 // rows changed between two statements: the transaction is repeated.
 var errConflict = errors.New("mysql: rows changed meanwhile")
+
+// errRow says that a row could not be taken in: its columns are not what they
+// should be.
+var errRow = errors.New("mysql: unreadable row")
 
 // fault is what an error means for the transaction it happened in.
 type fault uint8
@@ -107,22 +107,24 @@ func faultOf(err error) fault {
 		}
 		return faultFinal
 	}
-	if isNetwork(err) {
-		return faultLost
+	if isOneOf(err, clientFinal) || isOneOf(err, portErrors) || errors.Is(err, errRow) || errors.Is(err, errSettledDuplicate) {
+		return faultFinal
 	}
-	return faultFinal
+	// What is left came from the connection. The client library does not export
+	// all of these errors, so they cannot be listed.
+	return faultLost
 }
 
-// isNetwork reports whether err came from the connection. A context that ended
-// counts too: the client library cuts the connection then.
-func isNetwork(err error) bool {
-	var network net.Error
-	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, client.ErrInvalidConn) ||
-		errors.Is(err, client.ErrMalformPkt) || errors.Is(err, client.ErrPktSync) || errors.Is(err, client.ErrBusyBuffer) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, sql.ErrConnDone) || errors.Is(err, sql.ErrTxDone) ||
-		errors.As(err, &network)
+// clientFinal are the client library's errors that stay when repeated.
+var clientFinal = []error{client.ErrNoTLS, client.ErrCleartextPassword, client.ErrNativePassword, client.ErrOldPassword,
+	client.ErrUnknownPlugin, client.ErrOldProtocol, client.ErrPktTooLarge}
+
+// portErrors are those that need no translation.
+var portErrors = []error{queue.ErrInvalid, queue.ErrCorrupt, queue.ErrDuplicate, queue.ErrUnavailable,
+	queue.ErrUnknown, queue.ErrRefused, queue.ErrSchema, queue.ErrClosed}
+
+func isOneOf(err error, list []error) bool {
+	return slices.ContainsFunc(list, func(known error) bool { return errors.Is(err, known) })
 }
 
 // translate makes of a final error one that a caller of the port can act on.
@@ -141,15 +143,13 @@ func (s *Store) translate(op string, err error, unknown bool) error {
 	return fmt.Errorf("%w: mysql %s at %s: %w", kind, op, s.address, err)
 }
 
+// errSettledDuplicate says that a change was committed before.
 var errSettledDuplicate = errors.New("mysql: batch stored before")
 
 // kind returns the error of the port that err amounts to, nil if it is one.
 func (s *Store) kind(err error) error {
-	for _, known := range []error{queue.ErrInvalid, queue.ErrCorrupt, queue.ErrDuplicate, queue.ErrUnavailable,
-		queue.ErrUnknown, queue.ErrRefused, queue.ErrSchema, queue.ErrClosed} {
-		if errors.Is(err, known) {
-			return nil
-		}
+	if isOneOf(err, portErrors) {
+		return nil
 	}
 	if s.closed.Load() {
 		return queue.ErrClosed
@@ -164,7 +164,9 @@ func (s *Store) kind(err error) error {
 		return queue.ErrSchema
 	case invalidCodes[n], errors.Is(err, client.ErrPktTooLarge):
 		return queue.ErrInvalid
-	case n != 0 && faultOf(err) == faultFinal:
+	case errors.Is(err, errRow):
+		return queue.ErrCorrupt
+	case faultOf(err) == faultFinal:
 		return queue.ErrRefused
 	}
 	return queue.ErrUnavailable
