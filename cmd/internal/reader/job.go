@@ -118,6 +118,7 @@ func (j *job) finish(ctx context.Context, abort func(), finished <-chan struct{}
 	case <-finished:
 		return false
 	case <-grace.C:
+	case <-setup.Aborted(ctx):
 	}
 	abort() // ends commands and requests; their messages are given back
 	select {

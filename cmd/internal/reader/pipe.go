@@ -70,11 +70,12 @@ func (p *piper) listen(out io.Reader) {
 	for answers.Scan() {
 		if err := p.answer(answers.Bytes()); err != nil {
 			p.stop(setup.Failf(setup.ExitData, "--pipe: %w", err))
+			p.kill() // what it has not answered is tried again
 		}
 	}
 	if err := answers.Err(); err != nil {
 		p.stop(setup.Failf(setup.ExitData, "--pipe: read a verdict: %w", err))
-		_, _ = io.Copy(io.Discard, out) // the command may not block before it is told to end
+		p.kill()
 	}
 	p.err = p.cmd.Wait()
 	close(p.ended)

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -61,12 +62,15 @@ func withSignals(parent context.Context) (context.Context, func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	done := make(chan struct{})
+	aborted := make(chan struct{})
 	go func() {
 		for n := 0; ; n++ {
 			select {
 			case s := <-signals:
 				cause := Signalled{s.(syscall.Signal)}
 				if n > 0 {
+					close(aborted)
+					time.Sleep(abortTime)
 					os.Exit(cause.Code())
 				}
 				cancel(cause)
@@ -77,12 +81,24 @@ func withSignals(parent context.Context) (context.Context, func()) {
 			}
 		}
 	}()
-	return ctx, func() {
+	return context.WithValue(ctx, abortKey{}, aborted), func() {
 		signal.Stop(signals)
 		signal.Stop(pipes)
 		close(done)
 		cancel(nil)
 	}
+}
+
+// abortTime is what is left after the second signal to end other processes.
+const abortTime = 100 * time.Millisecond
+
+type abortKey struct{}
+
+// Aborted returns a channel that is closed by the second signal: the process ends
+// a moment later, whatever is under way.
+func Aborted(ctx context.Context) <-chan struct{} {
+	aborted, _ := ctx.Value(abortKey{}).(chan struct{})
+	return aborted
 }
 
 // WasSignalled returns the signal that ended ctx, if one did.
