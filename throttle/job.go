@@ -49,7 +49,7 @@ func (l *Limiter) newJob(req *Request, grant *Grant, now time.Time) *job {
 		limiter: l, req: req, grant: grant, dest: req.Destination, key: l.key(req.Destination),
 		store: l.store(req.Limit), limit: req.Limit, now: now.UnixMicro(), nonce: l.random(),
 	}
-	j.ttl = max(ttl(req.Limit), req.Hold+extraTTL)
+	j.ttl = max(ttl(req.Limit), req.Hold+extraTTL) + ttlRoom
 	j.notes = l.claim(j.dest)
 	return j
 }
@@ -102,10 +102,14 @@ func (j *job) run(old state.Entry) []byte {
 	return r.encode()
 }
 
-// lifetime returns how long the value must be kept from now on.
+// lifetime returns how long the value must be kept from now on. If the clock is
+// behind the one that wrote last, the value must live by the later one.
 func (r *ring) lifetime(now int64) time.Duration {
+	const most = 2 * int64(MaxInterval/time.Microsecond)
 	_, closed := r.closedUntil()
-	return max(ttl(r.limit), time.Duration(closed-now)*time.Microsecond+extraTTL)
+	keep := int64(ttl(r.limit)/time.Microsecond) + max(0, r.high-now)
+	keep = max(keep, closed-now+extraTTL.Microseconds())
+	return time.Duration(min(keep, most)) * time.Microsecond
 }
 
 // load makes r the state under the job's limit. dirty says that it must be

@@ -222,6 +222,6 @@ func (l *Limiter) flush(ctx context.Context, now time.Time, all bool) {
 func (l *Limiter) newNotesJob(dest string, d *notes, now int64) *job {
 	return &job{
 		limiter: l, grant: new(Grant), dest: dest, key: l.key(dest), store: l.store(d.limit),
-		limit: d.limit, ttl: ttl(d.limit), now: now, nonce: l.random(), notes: d,
+		limit: d.limit, ttl: ttl(d.limit) + ttlRoom, now: now, nonce: l.random(), notes: d,
 	}
 }

@@ -174,7 +174,7 @@ func (r *ring) prune(now int64) {
 		r.total -= r.entries[i].n
 		i++
 	}
-	r.entries = slices.Delete(r.entries, 0, i)
+	r.entries = r.entries[i:]
 	if r.forgot <= edge {
 		r.forgot = 0
 	}

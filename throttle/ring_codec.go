@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"slices"
 	"time"
 )
 
@@ -119,6 +120,7 @@ func (r *ring) decodeEntries(b []byte) error {
 		return errRing
 	}
 	b = b[w:]
+	r.entries = slices.Grow(r.entries, int(count)+16)
 	hi := uint64(0)
 	for range count {
 		v, w := binary.Uvarint(b)

@@ -20,6 +20,9 @@ const (
 	// extraTTL is how long a value outlives what it counts: permits taken
 	// ahead, and stores whose clock is coarse.
 	extraTTL = 4 * time.Second
+	// ttlRoom is asked for at once, so that clocks that differ a little and
+	// permits ahead do not take a second round.
+	ttlRoom = time.Second
 	// freePermit is how long a permit may be used where there is no limit.
 	freePermit = time.Hour
 )
