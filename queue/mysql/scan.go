@@ -113,14 +113,7 @@ func (s *Store) Heads(ctx context.Context, now time.Time, q queue.HeadQuery) ([]
 // the ten priorities are named, so that each contributes the range that is due
 // instead of all that waits.
 func (s *Store) refill(ctx context.Context, now time.Time, table queue.Lane, q queue.HeadQuery) ([]queue.Ref, error) {
-	text := cached.get("refill", table, 0, func() string {
-		from := "SELECT " + scanColumns + " FROM " + sqlstore.Table(table) + " FORCE INDEX (by_destination) WHERE destination = ?"
-		if table == queue.Timed {
-			return from + " AND priority IN (0, 1, 2, 3, 4, 5, 6, 7, 8, 9) AND ready_at <= ? AND lease_until <= ? " +
-				"ORDER BY priority, ready_at, id LIMIT ?"
-		}
-		return from + " AND lease_until <= ? ORDER BY priority, id LIMIT ?"
-	})
+	text := cached.get("refill", table, 0, func() string { return refillText(table) })
 	micros := queue.Micros(now)
 	args := []any{q.Destination, micros, q.Limit}
 	if table == queue.Timed {
@@ -142,6 +135,15 @@ func (s *Store) refill(ctx context.Context, now time.Time, table queue.Lane, q q
 		})
 	})
 	return refs, err
+}
+
+func refillText(table queue.Lane) string {
+	from := "SELECT " + scanColumns + " FROM " + sqlstore.Table(table) + " FORCE INDEX (by_destination) WHERE destination = ?"
+	if table == queue.Timed {
+		return from + " AND priority IN (0, 1, 2, 3, 4, 5, 6, 7, 8, 9) AND ready_at <= ? AND lease_until <= ? " +
+			"ORDER BY priority, ready_at, id LIMIT ?"
+	}
+	return from + " AND lease_until <= ? ORDER BY priority, id LIMIT ?"
 }
 
 // destinations reads the next (destination, priority) groups by a loose index

@@ -1,0 +1,9 @@
+package mysql
+
+// The texts whose plans a test asks the server for.
+var (
+	DestinationsText = destinationsText
+	RefillText       = refillText
+	ScanText         = scanText
+	SplitStatements  = splitStatements
+)
