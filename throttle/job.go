@@ -1,6 +1,7 @@
 package throttle
 
 import (
+	"sync"
 	"time"
 
 	"github.com/mvalve/mvalve/state"
@@ -44,11 +45,25 @@ type job struct {
 	done    bool
 }
 
+// jobPool keeps finished jobs for the room of their entries.
+var jobPool = sync.Pool{New: func() any { return new(job) }}
+
+// release ends the use of j. Nothing that was handed out refers to it.
+func (j *job) release() {
+	entries, stamps := j.ring.entries, j.stamps
+	*j = job{stamps: stamps}
+	j.ring.entries = entries
+	jobPool.Put(j)
+}
+
 func (l *Limiter) newJob(req *Request, grant *Grant, now time.Time) *job {
-	j := &job{
+	j := jobPool.Get().(*job)
+	entries, stamps := j.ring.entries[:0], j.stamps[:0]
+	*j = job{
 		limiter: l, req: req, grant: grant, dest: req.Destination, key: l.key(req.Destination),
 		store: l.store(req.Limit), limit: req.Limit, now: now.UnixMicro(), nonce: l.random(),
 	}
+	j.ring.entries, j.stamps = entries, stamps
 	j.ttl = max(ttl(req.Limit), req.Hold+extraTTL) + ttlRoom
 	j.notes = l.claim(j.dest)
 	return j

@@ -124,6 +124,9 @@ func (l *Limiter) Take(ctx context.Context, now time.Time, reqs []Request) []Gra
 		}
 	}
 	l.update(ctx, now, jobs)
+	for _, j := range jobs {
+		j.release()
+	}
 	if again {
 		l.takeAgain(ctx, now, reqs, grants)
 	}
@@ -164,7 +167,7 @@ func (l *Limiter) update(ctx context.Context, now time.Time, jobs []*job) {
 				break
 			}
 		}
-		rest := jobs[:0]
+		var rest []*job
 		for _, j := range jobs {
 			if !j.done {
 				rest = append(rest, j)
