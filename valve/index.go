@@ -14,7 +14,7 @@ const (
 	// headRefs is the most references kept per destination.
 	headRefs = 256
 	// refillBelow starts a refill while some references are still there.
-	refillBelow = 96
+	refillBelow = 32
 )
 
 // phase is where an entry is on its way through the reader.
@@ -117,6 +117,7 @@ type index struct {
 	limit  int // most references
 	total  int // references in ready lists and in soon
 	known  map[queue.ID]*entry
+	ended  [2]map[queue.ID]struct{} // acked lately, by age: a scan may still show them
 	dests  map[string]*destination
 	soon   soonHeap // timed references not yet due
 	sleeps sleepHeap
@@ -135,11 +136,36 @@ func (x *index) dest(name string) *destination {
 	return d
 }
 
+// seen reports whether the message needs no offer: it is known, or was ended
+// while a scan that still shows it was under way.
+func (x *index) seen(id queue.ID) bool {
+	if x.known[id] != nil {
+		return true
+	}
+	for _, set := range x.ended {
+		if _, ok := set[id]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// end remembers for a while that the message is no more.
+func (x *index) end(id queue.ID) {
+	if x.ended[0] == nil {
+		x.ended[0] = make(map[queue.ID]struct{})
+	}
+	x.ended[0][id] = struct{}{}
+}
+
+// ageEnded forgets what ended before the last call but one.
+func (x *index) ageEnded() { x.ended = [2]map[queue.ID]struct{}{nil, x.ended[0]} }
+
 // offer adds a reference unless it is known or lies behind a gap. message may
 // carry the body already. It returns the destination if something was added to
 // its ready list.
 func (x *index) offer(ref queue.Ref, message *queue.Message, now time.Time) *destination {
-	if x.known[ref.ID] != nil {
+	if x.seen(ref.ID) {
 		return nil
 	}
 	if ref.Table == queue.Timed && ref.ReadyAt > now.UnixMicro() {

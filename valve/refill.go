@@ -77,7 +77,7 @@ func (r *Reader) noteHeads(refs []queue.Ref) {
 	now := r.clock.Now().Add(lookAhead).UnixMicro()
 	for i := range refs {
 		ref := &refs[i]
-		if r.x.known[ref.ID] != nil || ref.ReadyAt > now || !r.wanted(ref.Destination) {
+		if r.x.seen(ref.ID) || ref.ReadyAt > now || !r.wanted(ref.Destination) {
 			continue
 		}
 		d := r.x.dest(ref.Destination)

@@ -148,6 +148,7 @@ func (r *Reader) ended(x *ending, lost bool, err error, now time.Time) {
 func (r *Reader) settled(x *ending, ref queue.Ref, now time.Time) {
 	switch x.settle.Verb {
 	case queue.Ack:
+		r.x.end(ref.ID)
 		if x.settle.Token == r.id {
 			r.stats.Acked++
 		}
@@ -161,6 +162,7 @@ func (r *Reader) settled(x *ending, ref queue.Ref, now time.Time) {
 			r.x.offer(ref, nil, now)
 		}
 	case queue.Kill:
+		r.x.end(ref.ID)
 		r.stats.Dead++
 	}
 	if x.action != "" {

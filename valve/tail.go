@@ -174,7 +174,7 @@ func (r *Reader) offerAll(refs []queue.Ref) bool {
 	now := r.clock.Now()
 	found := false
 	for i := range refs {
-		if r.x.known[refs[i].ID] != nil || !r.wanted(refs[i].Destination) {
+		if r.x.seen(refs[i].ID) || !r.wanted(refs[i].Destination) {
 			continue
 		}
 		found = true

@@ -20,6 +20,11 @@ func (r *Reader) tickLoop() {
 		ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
 		r.reloadRules(ctx)
 		r.sweep()
+		if n%2 == 0 {
+			r.mu.Lock()
+			r.x.ageEnded()
+			r.mu.Unlock()
+		}
 		if n%int(presenceGap/(500*time.Millisecond)) == 0 {
 			r.announce()
 		}
