@@ -174,6 +174,13 @@ func (p *Pipe) setRuling(ctx context.Context, meta queue.Meta, old string, want,
 	if want.Pipe == "" {
 		want.Pipe = rand.Text()[:12]
 	}
+	if want.Scheme == "memcached" { // a pipe whose limits nobody can count would stand still
+		probe, err := p.openState(ctx, want)
+		if err != nil {
+			return Ruling{}, fmt.Errorf("state %s: %w; check that the servers run and the addresses are right", want, err)
+		}
+		_ = probe.Close()
+	}
 	value, err := json.Marshal(want)
 	if err != nil {
 		return Ruling{}, err
