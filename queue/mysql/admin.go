@@ -76,6 +76,9 @@ func (s *Store) Peek(ctx context.Context, table queue.Lane, destination string, 
 	if table < queue.Emergency || table > queue.Dead {
 		return nil, fmt.Errorf("%w: peek into table %v", queue.ErrInvalid, table)
 	}
+	if n <= 0 {
+		return nil, nil // no rows were asked for
+	}
 	columns := sqlstore.Columns + ", 0, ''"
 	if table == queue.Dead {
 		columns = sqlstore.Columns + ", dead_at, reason"

@@ -34,6 +34,7 @@ var (
 		1205: true, // lock wait timeout
 		3572: true, // NOWAIT met a lock
 		1020: true, // record changed since last read
+		1615: true, // statement needs to be prepared again
 		1461: true, // too many prepared statements
 	}
 	lostCodes = map[uint16]bool{

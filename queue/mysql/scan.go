@@ -33,7 +33,7 @@ func (s *Store) Scan(ctx context.Context, now time.Time, table queue.Lane, after
 		return nil, after, fmt.Errorf("%w: scan of table %v", queue.ErrInvalid, table)
 	}
 	until := queue.Micros(upTo)
-	if table == queue.Timed && after.ReadyAt > until {
+	if n <= 0 || table == queue.Timed && after.ReadyAt > until {
 		return nil, after, nil
 	}
 	text := cached.get("scan", table, 0, func() string { return scanText(table) })
@@ -82,6 +82,9 @@ func scanText(table queue.Lane) string {
 
 // Heads implements queue.Store.
 func (s *Store) Heads(ctx context.Context, now time.Time, q queue.HeadQuery) ([]queue.Ref, string, error) {
+	if q.Limit <= 0 {
+		return nil, "", nil
+	}
 	var pages []queue.HeadPage
 	var refs []queue.Ref
 	for table := queue.Emergency; table <= queue.Incoming; table++ {

@@ -9,11 +9,11 @@ import (
 )
 
 // insertSizes are the row counts for which inserts are prepared.
-var insertSizes = []int{256, 64, 16, 4, 1}
+var insertSizes = []int{512, 256, 128, 64, 32, 16, 8, 4, 2, 1}
 
 // keySizes are the key counts for which statements that name rows by key are
 // prepared; a shorter list repeats its last key.
-var keySizes = []int{1, 8, 64, 256}
+var keySizes = []int{1, 4, 16, 32, 64, 128, maxKeys}
 
 const (
 	maxKeys  = 256     // keys in one statement
