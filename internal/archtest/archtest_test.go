@@ -36,7 +36,7 @@ var rules = []rule{
 		"cmd/...", "valve", "stomp/...", "atom", "console", "auth",
 		"queue/...", "state/...", "throttle", "feed/...",
 		"internal/checker", "internal/bench",
-		"github.com/urfave/cli/v2", "github.com/schollz/progressbar/v3", "golang.org/x/...",
+		"github.com/urfave/cli/v2", "github.com/schollz/progressbar/v3", "github.com/vbauerster/mpb/v8/...", "golang.org/x/...",
 	}},
 
 	// Doors know the engine and the ports, not each other and no driver.
