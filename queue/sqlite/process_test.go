@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 type childReport struct {
 	Cycles int
 	Waits  []time.Duration // for the lock, per transaction
+	Helds  []time.Duration // how long the lock was held
 }
 
 // child puts, leases and acks batches until its stdin ends: back to back with a
@@ -45,7 +46,9 @@ func child(path string) error {
 		return err
 	}
 	var report childReport
-	s.w.waited = func(d time.Duration) { report.Waits = append(report.Waits, d) }
+	s.w.took = func(wait, held time.Duration) {
+		report.Waits, report.Helds = append(report.Waits, wait), append(report.Helds, held)
+	}
 	batch := 1
 	if _, err := fmt.Sscan(os.Getenv(childBatch), &batch); err != nil {
 		return err
@@ -122,7 +125,9 @@ func (p *process) stop(t *testing.T) (r childReport) {
 }
 
 // TestProcessesShareFairly runs nine processes that write now and then beside
-// one that commits back to back, and looks at how long each waits for the lock.
+// one that commits back to back. Whoever waits must come before the greedy one
+// comes again: its wait is about one transaction of each of the others, however
+// slow the machine is. Without the turnstile it is seconds.
 func TestProcessesShareFairly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "shared.db")
 	greedy := startChild(t, path, 1000)
@@ -131,27 +136,34 @@ func TestProcessesShareFairly(t *testing.T) {
 		modest = append(modest, startChild(t, path, 1))
 	}
 	<-time.After(3 * time.Second) // the measurement itself
-	var waits []time.Duration
-	for i, p := range modest {
+	var waits, helds []time.Duration
+	fewest := 1 << 30
+	for _, p := range modest {
 		r := p.stop(t)
-		if r.Cycles < 20 {
-			t.Errorf("process %d got %d cycles in 3 s", i, r.Cycles)
-		}
-		waits = append(waits, r.Waits...)
+		waits, helds = append(waits, r.Waits...), append(helds, r.Helds...)
+		fewest = min(fewest, len(r.Waits))
 	}
 	full := greedy.stop(t)
-	slices.Sort(waits)
-	p50, p99, worst := waits[len(waits)/2], waits[len(waits)*99/100], waits[len(waits)-1]
-	t.Logf("%d transactions of 9 processes beside %d cycles of 1,000: lock wait p50 %v, p99 %v, worst %v",
-		len(waits), full.Cycles, p50, p99, worst)
-	if limit := 150 * time.Millisecond; p99 > limit { // generous: a test machine may be busy
+	if len(waits) == 0 || len(full.Helds) == 0 {
+		t.Fatal("no transactions")
+	}
+	t.Logf("%d transactions of 9 processes (fewest %d) beside %d of 1,000 rows: lock wait p50 %v, p99 %v, worst %v; greedy held it p50 %v, p99 %v",
+		len(waits), fewest, len(full.Helds), quantile(waits, 50), quantile(waits, 99), quantile(waits, 100),
+		quantile(full.Helds, 50), quantile(full.Helds, 99))
+	limit := max(10*time.Millisecond, 2*quantile(full.Helds, 99)+9*quantile(helds, 99))
+	if p99 := quantile(waits, 99); p99 > limit {
 		t.Errorf("lock wait p99 is %v, want at most %v", p99, limit)
 	}
-	if full.Cycles < 5 {
-		t.Errorf("the greedy process got %d cycles", full.Cycles)
+	if fewest < len(full.Helds)/5 {
+		t.Errorf("a process had %d turns beside %d of the greedy one", fewest, len(full.Helds))
 	}
 	s := open(t, path)
 	if n := waiting(t, s); n != 0 {
 		t.Errorf("%d messages left", n)
 	}
+}
+
+func quantile(d []time.Duration, percent int) time.Duration {
+	slices.Sort(d)
+	return d[min(len(d)*percent/100, len(d)-1)]
 }

@@ -51,11 +51,11 @@ type writer struct {
 	queue   []*request
 	closing bool
 
-	commits  int                 // since the start, failed ones included
-	unsaved  int                 // commits since the log was written back
-	rows     int                 // rows, likewise
-	walLimit int64               // bytes; see walLimit
-	waited   func(time.Duration) // told how long the lock took; for tests
+	commits  int                            // since the start, failed ones included
+	unsaved  int                            // commits since the log was written back
+	rows     int                            // rows, likewise
+	walLimit int64                          // bytes; see walLimit
+	took     func(wait, held time.Duration) // told of the lock, for tests; may be nil
 }
 
 // do queues a request and waits for its commit. When ctx ends before the request
@@ -164,15 +164,16 @@ func (w *writer) serve() {
 			limit = mergeShared
 		}
 	}
-	if w.waited != nil {
-		w.waited(time.Since(start))
-	}
+	began := time.Now()
 	batch := w.claim(limit)
 	if err == nil {
 		err = w.transact(batch)
 	}
 	if entered {
 		_ = w.turn.leave() // fails only if the file was closed
+	}
+	if w.took != nil {
+		w.took(began.Sub(start), time.Since(began))
 	}
 	for _, r := range batch {
 		if r.err == nil {
