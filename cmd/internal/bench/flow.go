@@ -35,7 +35,7 @@ type flow struct {
 func batchedFlow(w *valve.Writer, r *valve.Reader, destinations int) *flow {
 	return &flow{
 		writer: w, reader: r, destinations: destinations,
-		batch: 100, writers: 32, consumers: 4, credit: 6000, ackMost: 500, backlog: 12_000,
+		batch: 100, writers: 32, consumers: 4, credit: 3000, ackMost: 500, backlog: 6000,
 	}
 }
 

@@ -1,0 +1,188 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/time/rate"
+
+	"github.com/mvalve/mvalve/cmd/internal/setup"
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/valve"
+)
+
+const (
+	lowLoad    = 200 // messages per second
+	settleTime = time.Second
+	childRole  = "writer"
+	stampBytes = 8 // of the body: when Insert was called, Unix nanoseconds
+)
+
+// lags are times from the call of Insert to the return of Next.
+type lags struct {
+	mu   sync.Mutex
+	from time.Time // what was sent before does not count
+	all  []time.Duration
+}
+
+func (l *lags) add(m *queue.Message) {
+	if len(m.Body) < stampBytes {
+		return
+	}
+	sent := time.Unix(0, int64(binary.LittleEndian.Uint64(m.Body)))
+	lag := time.Since(sent)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !sent.Before(l.from) {
+		l.all = append(l.all, lag)
+	}
+}
+
+// milliseconds returns a quantile, p within 0 and 1.
+func (l *lags) milliseconds(p float64) float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sorted := slices.Sorted(slices.Values(l.all))
+	if len(sorted) == 0 {
+		return 0
+	}
+	i := min(int(p*float64(len(sorted))), len(sorted)-1)
+	return float64(sorted[i].Microseconds()) / 1000
+}
+
+// insertStamped inserts one message at a time, perSecond of them, until ctx ends.
+func insertStamped(ctx context.Context, w *valve.Writer, perSecond int) error {
+	limiter := rate.NewLimiter(rate.Limit(perSecond), 1)
+	src := newSource(destinations)
+	for i := range src.names { // not those of another benchmark's backlog
+		src.names[i] = "cold" + src.names[i]
+	}
+	for limiter.Wait(ctx) == nil {
+		m := src.messages(1)[0]
+		m.Body = append(binary.LittleEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), m.Body[stampBytes:]...)
+		if err := w.Insert(ctx, m); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("insert: %w", err)
+		}
+	}
+	return nil
+}
+
+// latency measures Insert to Next at low load.
+func (s *session) latency() error {
+	for _, other := range []bool{false, true} {
+		err := s.with(func(p *pipe) error {
+			if err := p.read(valve.ReaderConfig{}); err != nil {
+				return err
+			}
+			name, most := "same process", 2.0
+			if other {
+				name, most = "other process", 10.0
+			}
+			return p.lags("latency", name, other, most)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lags measures and notes the latency of messages from this or another process.
+func (p *pipe) lags(bench, name string, other bool, most float64) error {
+	l := &lags{from: time.Now().Add(settleTime)}
+	if err := p.s.profiled(bench+" "+name, func() error { return p.takeStamped(l, other) }); err != nil {
+		return err
+	}
+	if len(l.all) == 0 {
+		return errors.New("no message arrived")
+	}
+	p.s.results.add(bench, name+", p50", "ms", l.milliseconds(0.5), goal{})
+	p.s.results.add(bench, name+", p99", "ms", l.milliseconds(0.99), atMost(most))
+	p.s.results.add(bench, name+", most", "ms", l.milliseconds(1), goal{})
+	return nil
+}
+
+func (p *pipe) takeStamped(l *lags, other bool) error {
+	inserting, cancel := context.WithTimeout(p.s.c.Context, settleTime+p.s.seconds)
+	defer cancel()
+	taking, stop := context.WithCancel(p.s.c.Context)
+	defer stop()
+	acks := make(chan *valve.Delivery, 10_000)
+	var work sync.WaitGroup
+	var ackErr error
+	work.Go(func() {
+		defer close(acks)
+		for d := range p.reader.All(taking) {
+			if d != nil {
+				l.add(d.Message)
+				acks <- d
+			}
+		}
+	})
+	work.Go(func() {
+		for d := range acks {
+			if err := d.Ack(p.s.c.Context); err != nil && ackErr == nil {
+				ackErr = fmt.Errorf("ack: %w", err)
+			}
+		}
+	})
+	var err error
+	if other {
+		err = p.spawn(inserting)
+	} else {
+		err = insertStamped(inserting, p.writer, lowLoad)
+	}
+	_ = wait(p.s.c.Context, 200*time.Millisecond) // for the last ones
+	stop()
+	work.Wait()
+	return errors.Join(err, ackErr, p.s.c.Context.Err())
+}
+
+// spawn lets another process insert until ctx ends.
+func (p *pipe) spawn(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	deadline, _ := ctx.Deadline()
+	cmd := exec.Command(self, "bench", "--role", childRole, "--rate", fmt.Sprint(lowLoad),
+		"--seconds", fmt.Sprint(max(1, int(time.Until(deadline).Round(time.Second)/time.Second))))
+	// The environment, unlike the arguments, hides a password from other users.
+	cmd.Env = append(os.Environ(), "MVALVE_QUEUE="+p.url)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("other process: %w: %s", err, out)
+	}
+	return nil
+}
+
+// runRole is what the other process does.
+func runRole(c *cli.Context, role string) error {
+	if role != childRole {
+		return setup.Usagef("--role %.40q: the only one is %s", role, childRole)
+	}
+	opened, err := setup.OpenPipe(c, setup.PipeOptions{})
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
+	w, err := valve.NewWriter(c.Context, opened.Store, valve.WriterConfig{Logger: opened.Log})
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	ctx, cancel := context.WithTimeout(c.Context, time.Duration(c.Int("seconds"))*time.Second)
+	defer cancel()
+	return insertStamped(ctx, w, c.Int("rate"))
+}
