@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/state"
 )
 
 func benchMessages(ids *queue.IDSource, now time.Time, n int) []*queue.Message {
@@ -96,4 +97,72 @@ func benchLoop(b *testing.B, n int, batch func(ctx context.Context, worker int) 
 	}
 	wg.Wait()
 	b.ReportMetric(float64(messages.Load())/time.Since(start).Seconds(), "msg/s")
+}
+
+// BenchmarkHeads: one page of the destination pass over 10,000 destinations with
+// 10 messages each, and a refill.
+func BenchmarkHeads(b *testing.B) {
+	s := open(b)
+	var ids queue.IDSource
+	now := time.Now()
+	for range 10 {
+		for part := range 10 {
+			msgs := benchMessages(&ids, now, 1000)
+			for i, m := range msgs {
+				m.Destination = fmt.Sprintf("destination-%d", part*1000+i)
+			}
+			if _, err := s.Apply(b.Context(), now, &queue.Change{Token: ids.New(now), Put: msgs}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("pass", func(b *testing.B) {
+		for b.Loop() {
+			after, n := "", 0
+			for {
+				refs, more, err := s.Heads(b.Context(), now, queue.HeadQuery{After: after, Limit: 1000})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if n += len(refs); more == "" {
+					break
+				}
+				after = more
+			}
+			if n != 10000 {
+				b.Fatalf("%d destinations", n)
+			}
+		}
+	})
+	b.Run("refill", func(b *testing.B) {
+		for b.Loop() {
+			refs, _, err := s.Heads(b.Context(), now, queue.HeadQuery{Destination: "destination-77", Limit: 256})
+			if err != nil || len(refs) != 10 {
+				b.Fatalf("%d rows: %v", len(refs), err)
+			}
+		}
+	})
+}
+
+// BenchmarkState: 100 keys per update, and one.
+func BenchmarkState(b *testing.B) {
+	s := open(b).State()
+	for _, n := range []int{1, 100} {
+		b.Run(fmt.Sprintf("keys=%d", n), func(b *testing.B) {
+			keys, ttls := make([]string, n), make([]time.Duration, n)
+			for i := range keys {
+				keys[i], ttls[i] = fmt.Sprintf("key-%05d", i), time.Minute
+			}
+			value := make([]byte, 300)
+			start := time.Now()
+			k := 0
+			for b.Loop() {
+				if errs := s.Update(b.Context(), time.Now(), keys, ttls, func(int, state.Entry) []byte { return value }); errs != nil {
+					b.Fatal(errs)
+				}
+				k += n
+			}
+			b.ReportMetric(float64(k)/time.Since(start).Seconds(), "keys/s")
+		})
+	}
 }

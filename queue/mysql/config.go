@@ -20,7 +20,7 @@ const (
 	DefaultMaxConns       = 16
 	DefaultConnectTimeout = 5 * time.Second
 	DefaultIOTimeout      = 30 * time.Second
-	DefaultRetryFor       = 10 * time.Second
+	DefaultRetryFor       = 15 * time.Second
 )
 
 // Config says how to reach a database. Database is required; every other zero

@@ -13,9 +13,12 @@ import (
 // sessionSettings make a connection independent of the server's defaults. A
 // scan or a conditional write must see what is committed now, hence READ
 // COMMITTED; times are computed in UTC; what does not fit a column is an error.
+// A transaction whose client fell off the network keeps its locks only as long
+// as idle_transaction_timeout (MariaDB) or wait_timeout say, in seconds; calls
+// that meet these locks repeat for longer (DefaultRetryFor).
 var sessionSettings = []string{
 	"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
-	"SET autocommit = 1, time_zone = '+00:00', innodb_lock_wait_timeout = 3, " +
+	"SET /*M! idle_transaction_timeout = 8, */ wait_timeout = 300, autocommit = 1, time_zone = '+00:00', innodb_lock_wait_timeout = 3, " +
 		"sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
 }
 

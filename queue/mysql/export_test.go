@@ -5,5 +5,6 @@ var (
 	DestinationsText = destinationsText
 	RefillText       = refillText
 	ScanText         = scanText
+	SessionSettings  = sessionSettings
 	SplitStatements  = splitStatements
 )

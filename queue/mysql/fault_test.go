@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -334,5 +335,41 @@ func TestSchemaVersions(t *testing.T) {
 	_, err = s.Apply(t.Context(), now, &queue.Change{Token: ids.New(now), Put: benchMessages(&ids, now, 1)})
 	if !errors.Is(err, queue.ErrSchema) {
 		t.Fatalf("with a table missing: %v", err)
+	}
+}
+
+// A client falls off the network in the middle of its transactions: the server
+// does not notice and keeps their locks. Others, and the client's own retry,
+// wait for them, and then everything is there once.
+func TestLostClientKeepsNoLock(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for idle_transaction_timeout")
+	}
+	server := testserver.OwnMariaDB(t)
+	s := openOn(t, server)
+	stuck, err := s.db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stuck.Close()
+	var ids queue.IDSource
+	now := time.Now()
+	token := ids.New(now)
+	// What the driver had sent before the wire broke, with its session settings.
+	for _, statement := range append(slices.Clone(mysql.SessionSettings), "START TRANSACTION") {
+		if _, err := stuck.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stuck.ExecContext(t.Context(), "INSERT INTO q_batch (token, at) VALUES (?, ?)", token[:], now.UnixMicro()); err != nil {
+		t.Fatal(err)
+	}
+	msgs := benchMessages(&ids, now, 3)
+	if _, err := s.Apply(t.Context(), now, &queue.Change{Token: token, Put: msgs}); err != nil {
+		t.Fatal(err)
+	}
+	refs, _, err := s.Scan(t.Context(), now, queue.Incoming, queue.Cursor{}, now, 10)
+	if err != nil || len(refs) != 3 {
+		t.Fatalf("%d of 3 messages: %v", len(refs), err)
 	}
 }

@@ -191,7 +191,7 @@ func (w *settler) move(g sqlstore.Group, part []int) error {
 	fence, fenceArg := w.fence(g)
 	var text string
 	var args []any
-	from := " FROM " + sqlstore.Table(g.Table) + " WHERE " + keyWhere(g.Table, maxMoves) + fence
+	from := " FROM " + sqlstore.Table(g.Table) + byKey + " WHERE " + keyWhere(g.Table, maxMoves) + fence
 	const upTo, rest = "SELECT id, destination, priority, lane, ", ", expires_at, enqueued_at, hold, attempts, 0, '', checksum, headers, body"
 	if g.Verb == queue.Retry {
 		var when string

@@ -92,7 +92,7 @@ func OpenForInit(ctx context.Context, c Config) (*Store, error) {
 	db := sql.OpenDB(connector)
 	db.SetMaxOpenConns(c.MaxConns)
 	db.SetMaxIdleConns(c.MaxConns)
-	db.SetConnMaxIdleTime(5 * time.Minute)
+	db.SetConnMaxIdleTime(2 * time.Minute) // below the session's wait_timeout
 	s := newStore(db, c)
 	s.packet = packet
 	return s, nil
