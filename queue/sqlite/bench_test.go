@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/state"
 )
 
 func benchMessages(ids *queue.IDSource, n, destinations int) []*queue.Message {
@@ -142,4 +143,25 @@ func BenchmarkHeads(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkState updates limiter state in batches of keys, one commit each.
+func BenchmarkState(b *testing.B) {
+	for _, n := range []int{1, 100} {
+		b.Run(fmt.Sprintf("keys=%d", n), func(b *testing.B) {
+			st := open(b, filepath.Join(b.TempDir(), "bench.db")).State()
+			keys, ttls := make([]string, n), make([]time.Duration, n)
+			for i := range keys {
+				keys[i], ttls[i] = fmt.Sprintf("key-%06d", i), time.Minute
+			}
+			value := make([]byte, 200)
+			b.ReportAllocs()
+			for b.Loop() {
+				if errs := st.Update(b.Context(), time.Now(), keys, ttls, func(int, state.Entry) []byte { return value }); errs != nil {
+					b.Fatal(errs)
+				}
+			}
+			b.ReportMetric(float64(b.N*n)/b.Elapsed().Seconds(), "keys/s")
+		})
+	}
 }
