@@ -255,7 +255,13 @@ func (r *Reader) pick(now time.Time) []*job {
 		if sub == nil {
 			continue // parked
 		}
-		it := r.choose(d, sub, min(room, quantum*max(1, d.rule.Weight)), now)
+		turn := quantum
+		if c == unlimited {
+			// One of each takes the oldest of all, which lie close together in
+			// the store; where permits are asked for, several share an update.
+			turn = 1
+		}
+		it := r.choose(d, sub, min(room, turn*max(1, d.rule.Weight)), now)
 		if len(it.entries) > 0 {
 			if j == nil {
 				j = &job{class: c}

@@ -2,8 +2,12 @@ package valve
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/throttle"
 )
 
 // tickLoop does what is due every half second: rules, leases that ran out,
@@ -28,12 +32,34 @@ func (r *Reader) tickLoop() {
 		if n%int(presenceGap/(500*time.Millisecond)) == 0 {
 			r.announce()
 		}
+		if n%maintainTicks == 0 {
+			r.maintain(ctx)
+		}
 		if r.clock.due() {
 			if err := r.clock.measure(ctx, r.store); err != nil && r.ctx.Err() == nil {
 				r.log.Warn("clock not measured", "err", err)
 			}
 		}
 		cancel()
+	}
+}
+
+const (
+	maintainTicks = 600 // five minutes
+	keepStats     = 7 * 24 * time.Hour
+	keepBatches   = time.Hour
+	keepHolds     = 48 * time.Hour
+)
+
+// maintain removes what the pipe does not need any more.
+func (r *Reader) maintain(ctx context.Context) {
+	now := r.clock.Now()
+	err := errors.Join(throttle.PruneRules(ctx, r.ruleStore, now), r.ruleStore.PruneHolds(ctx, now.Add(-keepHolds)))
+	if admin, ok := r.store.(queue.Admin); ok {
+		err = errors.Join(err, admin.Prune(ctx, now.Add(-keepStats), now.Add(-keepBatches)))
+	}
+	if err != nil && r.ctx.Err() == nil {
+		r.log.Warn("old rows not removed", "err", err)
 	}
 }
 
