@@ -1,0 +1,125 @@
+package proof_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/internal/checker"
+)
+
+// limits are one destination each; all have a backlog at the same time.
+var limits = []struct {
+	destination, text string
+	checker.Limit
+}{
+	{"one", "1/1.4s", checker.Limit{Max: 1, Window: 1400 * time.Millisecond}},
+	{"quick", "10/100ms", checker.Limit{Max: 10, Window: 100 * time.Millisecond}},
+	{"ten", "10/1s", checker.Limit{Max: 10, Window: time.Second}},
+	{"hundred", "100/1s", checker.Limit{Max: 100, Window: time.Second}},
+	{"thousand", "1000/1s", checker.Limit{Max: 1000, Window: time.Second}},
+}
+
+// TestExact: any number of reader processes together never exceed a limit and
+// use it up.
+func TestExact(t *testing.T) {
+	counts := shortOrLong([]int{3}, []int{1, 2, 4, 8})
+	span := shortOrLong(5*time.Second, 25*time.Second)
+	for _, backend := range backends {
+		for _, n := range counts {
+			t.Run(fmt.Sprintf("%s/%d readers", backend, n), func(t *testing.T) {
+				exact(t, backend, n, span)
+			})
+		}
+	}
+}
+
+func exact(t *testing.T, backend string, n int, span time.Duration) {
+	p := newPipe(t, backend)
+	p.limit(t, "day", "5/24h")
+	p.write(t, backlog(10, "day"))
+	for _, l := range limits {
+		p.limit(t, l.destination, l.text)
+		most := int(float64(l.Max)*(float64(span)/float64(l.Window)+3)) + 50
+		p.write(t, backlog(most, l.destination))
+	}
+	readers := p.readers(t, n)
+	measure(span)
+	stopAll(t, readers...)
+	log := dispatches(t, readers...)
+	for _, l := range limits {
+		judge(t, log, l.destination, l.Limit, use(l.Limit))
+	}
+	if got := len(log["day"]); got != 5 {
+		t.Errorf("day: %d dispatched of 10 at 5/24h, want 5", got)
+	}
+}
+
+// TestExactAlone is each limit with nothing beside it.
+func TestExactAlone(t *testing.T) {
+	if !long {
+		t.Skip("long form only: TestExact covers the same limits together")
+	}
+	for _, backend := range backends {
+		for _, l := range limits {
+			t.Run(backend+"/"+strings.ReplaceAll(l.text, "/", " in "), func(t *testing.T) {
+				p := newPipe(t, backend)
+				p.limit(t, l.destination, l.text)
+				p.write(t, backlog(int(float64(l.Max)*(float64(20*time.Second)/float64(l.Window)+3))+50, l.destination))
+				readers := p.readers(t, 2)
+				measure(20 * time.Second)
+				stopAll(t, readers...)
+				judge(t, dispatches(t, readers...), l.destination, l.Limit, use(l.Limit))
+			})
+		}
+	}
+}
+
+// TestReaderKilled: one of three readers is killed every two seconds and
+// started again. Its permits are lost, which may cost a little of the rate.
+func TestReaderKilled(t *testing.T) {
+	for _, backend := range shortOrLong([]string{onMemcached}, backends) {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			p := newPipe(t, backend)
+			limit := checker.Limit{Max: 100, Window: time.Second}
+			span := shortOrLong(8*time.Second, 40*time.Second)
+			p.limit(t, "*", "100/1s")
+			p.write(t, backlog(100*int(span/time.Second)+2000, "a", "b"))
+			live := p.readers(t, 3)
+			all := slices.Clone(live)
+			for i := range int(span / (2 * time.Second)) {
+				measure(2 * time.Second)
+				victim := i % len(live)
+				live[victim].kill()
+				live[victim] = p.reader(t)
+				all = append(all, live[victim])
+			}
+			measure(time.Second)
+			stopAll(t, live...)
+			log := dispatches(t, all...)
+			for _, destination := range []string{"a", "b"} {
+				judge(t, log, destination, limit, shortOrLong(0.7, 0.95))
+			}
+		})
+	}
+}
+
+// TestTwoDefaults: two readers started with different --limit apply one, and the
+// second says so.
+func TestTwoDefaults(t *testing.T) {
+	t.Parallel()
+	p := newPipe(t, onSQLite)
+	p.write(t, backlog(200, "a"))
+	first := p.reader(t, "--limit", "10/1s")
+	waitFor(t, 10*time.Second, "the first reader prints", func() bool { return first.lines() > 0 })
+	second := p.reader(t, "--limit", "1000/1s")
+	measure(3 * time.Second)
+	stopAll(t, first, second)
+	judge(t, dispatches(t, first, second), "a", checker.Limit{Max: 10, Window: time.Second}, use(checker.Limit{Max: 10, Window: time.Second}))
+	if !strings.Contains(second.stderr(), "10/1s") {
+		t.Errorf("the second reader does not say that 10/1s stands: %q", second.stderr())
+	}
+}

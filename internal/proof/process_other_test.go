@@ -1,0 +1,7 @@
+//go:build !linux
+
+package proof_test
+
+import "syscall"
+
+func dieWithParent() *syscall.SysProcAttr { return nil }

@@ -1,0 +1,89 @@
+// Package proof_test runs the built commands as processes against real SQLite
+// files, MariaDB and memcached servers, and judges them from outside: by the
+// independent checker over what the readers print, and by ledgers that the
+// processes under test do not write to the pipe.
+//
+// Each scenario has a short form for `go test` and a long one, chosen by
+// MVALVE_PROOF=long, which asserts the use of the limits that the short one
+// only watches over: other packages' tests run at the same time.
+package proof_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/internal/testserver"
+)
+
+// long is the long form.
+var long = os.Getenv("MVALVE_PROOF") == "long"
+
+// bin is the folder of the commands, built once.
+var bin string
+
+func TestMain(m *testing.M) {
+	if os.Getenv(roleVariable) == consumerRole {
+		if err := consume(); err != nil {
+			fmt.Fprintln(os.Stderr, "consumer:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(runTests(m))
+}
+
+func runTests(m *testing.M) int {
+	defer testserver.Stop()
+	dir, err := os.MkdirTemp("", "mvalve-proof-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	bin = dir
+	if out, err := build("mvalve", "mvalve-reader", "mvalve-writer"); err != nil {
+		fmt.Fprintf(os.Stderr, "build the commands: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+func build(names ...string) ([]byte, error) {
+	args := []string{"build", "-o", bin + string(filepath.Separator)}
+	for _, name := range names {
+		args = append(args, "../../cmd/"+name)
+	}
+	return exec.Command("go", args...).CombinedOutput()
+}
+
+// shortOrLong picks a value for the form that runs.
+func shortOrLong[T any](inShort, inLong T) T {
+	if long {
+		return inLong
+	}
+	return inShort
+}
+
+// measure lets the processes run for d: the span of a measurement, never a wait
+// for something to happen.
+func measure(d time.Duration) { <-time.After(d) }
+
+// waitFor polls until done reports true.
+func waitFor(t *testing.T, limit time.Duration, what string, done func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("not within %v: %s", limit, what)
+		case <-tick.C:
+		}
+	}
+}
