@@ -29,6 +29,13 @@ type target struct {
 
 func (t *target) total() int { return t.incoming + t.timed + t.emergencies }
 
+// short is the limit without its guard.
+func (t *target) short() string {
+	l := t.limit
+	l.Guard = 0
+	return l.String()
+}
+
 // newTargets plans destinations that are busy for span from their first message
 // on: limits of each mode, slow and quick.
 func newTargets(prefix string, span time.Duration) []*target {

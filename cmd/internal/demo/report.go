@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/mvalve/mvalve/cmd/internal/setup"
 )
@@ -27,6 +26,8 @@ type row struct {
 	Emergencies int     `json:"emergencies"`
 	P50         float64 `json:"emergency_p50_ms"`
 	Max         float64 `json:"emergency_max_ms"`
+
+	shown string // the limit without its guard
 }
 
 // result is what the demo prints at its end.
@@ -47,7 +48,7 @@ type result struct {
 // receiver's clock, left how many are in the queue.
 func newRow(t *target, a account, firsts map[string]int64, sent []sent, left int) row {
 	r := row{
-		Destination: t.name, Limit: t.limit.String(), Again: a.requests - a.messages, Left: left,
+		Destination: t.name, Limit: t.limit.String(), shown: t.short(), Again: a.requests - a.messages, Left: left,
 		Allowed: allowed(t.limit), Achieved: achieved(t, a), Most: a.report.Worst, Above: a.report.Above,
 	}
 	var latencies []int64
@@ -112,21 +113,31 @@ func (r *result) print(out io.Writer, asJSON bool) error {
 
 func (r *result) table(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "DESTINATION\tLIMIT\tSENT\tRECEIVED\tALLOWED\tACHIEVED\tWINDOWS ABOVE\tEMERGENCY P50\tMAX")
+	fmt.Fprintln(w, "DESTINATION\tLIMIT\tSENT\tRECEIVED\tALLOWED\tACHIEVED\tABOVE\tEMERGENCY")
 	for _, d := range r.Destinations {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%.2f/s\t%.2f/s\t%d\t%s\t%s\n", d.Destination, d.Limit, d.Sent, d.Received,
-			d.Allowed, d.Achieved, d.Above, millis(d, d.P50), millis(d, d.Max))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%.2f/s\t%.2f/s\t%d\t%s\n", d.Destination, d.shown,
+			d.Sent, d.Received, d.Allowed, d.Achieved, d.Above, d.emergency())
 	}
-	fmt.Fprintf(w, "\n%d sent, %d received through %d reader processes in %.1f s; %d lost, %d windows above the limit.\n",
+	fmt.Fprintf(w, "\n%d sent, %d received through %d reader processes in %.1f s: %d lost, %d windows above.\n",
 		r.Sent, r.Received, r.Readers, r.Seconds, r.Lost, r.Above)
+	fmt.Fprintf(w, "ALLOWED is with a guard of %v; ABOVE counts the windows in which more than the\n", guard)
+	fmt.Fprintln(w, "limit arrived; EMERGENCY is from insert to arrival, median/longest, within the limit.")
 	return w.Flush()
 }
 
-func millis(d row, ms float64) string {
-	if d.Emergencies == 0 {
+// emergency is the median and the longest latency as people read it.
+func (r row) emergency() string {
+	if r.Emergencies == 0 {
 		return "-"
 	}
-	return (time.Duration(ms) * time.Millisecond).String()
+	return readable(r.P50) + "/" + readable(r.Max)
+}
+
+func readable(ms float64) string {
+	if ms >= 1000 {
+		return fmt.Sprintf("%.1fs", ms/1000)
+	}
+	return fmt.Sprintf("%.0fms", ms)
 }
 
 // verdict returns why the demo failed, nil if it did not.

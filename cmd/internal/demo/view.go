@@ -69,9 +69,7 @@ func label(t *target, columns int) string {
 	if columns < roomForAll {
 		return t.name
 	}
-	short := t.limit
-	short.Guard = 0 // the table at the end has it
-	return t.name + " " + short.String()
+	return t.name + " " + t.short()
 }
 
 // count is what stands behind the bar.
