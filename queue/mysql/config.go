@@ -17,7 +17,7 @@ import (
 // Defaults of Config.
 const (
 	DefaultAddr           = "127.0.0.1:3306"
-	DefaultMaxConns       = 16
+	DefaultMaxConns       = 10
 	DefaultConnectTimeout = 5 * time.Second
 	DefaultIOTimeout      = 30 * time.Second
 	DefaultRetryFor       = 15 * time.Second

@@ -89,6 +89,18 @@ func (s *statements) lookup(text string) *sql.Stmt {
 	return s.by[text]
 }
 
+// forget closes all statements: the server has no room for more of them. They
+// are prepared again when they are asked for.
+func (s *statements) forget() {
+	s.mu.Lock()
+	old := s.by
+	s.by = make(map[string]*sql.Stmt)
+	s.mu.Unlock()
+	for _, stmt := range old {
+		_ = stmt.Close() // a call that is using it is repeated
+	}
+}
+
 // runner executes prepared statements, either each as a transaction of its own
 // (tx nil) or inside tx.
 type runner struct {

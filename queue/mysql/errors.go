@@ -30,12 +30,13 @@ const (
 // Error numbers of MariaDB and MySQL, by what they mean here.
 var (
 	conflictCodes = map[uint16]bool{
+		codeTooManyStatements: true,
+
 		1213: true, // deadlock
 		1205: true, // lock wait timeout
 		3572: true, // NOWAIT met a lock
 		1020: true, // record changed since last read
 		1615: true, // statement needs to be prepared again
-		1461: true, // too many prepared statements
 	}
 	lostCodes = map[uint16]bool{
 		1047: true, // Galera: node not ready
@@ -81,7 +82,10 @@ var (
 	}
 )
 
-const codeDuplicate = 1062
+const (
+	codeDuplicate         = 1062
+	codeTooManyStatements = 1461 // max_prepared_stmt_count of the server
+)
 
 // code returns the server's error number, 0 if err is not the server's.
 func code(err error) uint16 {

@@ -373,3 +373,10 @@ func TestLostClientKeepsNoLock(t *testing.T) {
 		t.Fatalf("%d of 3 messages: %v", len(refs), err)
 	}
 }
+
+// The server has room for fewer prepared statements than the pipe would keep.
+func TestFewPreparedStatements(t *testing.T) {
+	server := testserver.OwnMariaDB(t, "--max-prepared-stmt-count=40")
+	s := openOn(t, server)
+	flood(t, []*mysql.Store{s.Store}, 1000, quiet)
+}

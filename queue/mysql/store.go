@@ -241,6 +241,9 @@ func (s *Store) retry(ctx context.Context, op string, fn func(a *attempt) error)
 		if f == faultFinal || ctx.Err() != nil || s.closed.Load() || time.Now().After(deadline) {
 			return false
 		}
+		if code(err) == codeTooManyStatements {
+			s.stmts.forget()
+		}
 		s.log.Debug("transaction repeated", "op", op, "err", err)
 		return true
 	}
