@@ -131,28 +131,28 @@ func (p *Pipe) Announce(c *cli.Context) {
 	fmt.Fprintf(c.App.ErrWriter, "%s: queue %s %s\n", c.App.Name, p.Name, what)
 }
 
-// waiting counts within a second: the start of a command does not wait for the
-// count of a huge backlog.
+// manyWaiting is how far the start line counts: the start of a command does not
+// wait for the count of a huge backlog.
+const manyWaiting = 1000
+
+// waiting says how many messages nobody holds.
 func (p *Pipe) waiting(ctx context.Context) string {
-	admin, ok := p.Store.(queue.Admin)
-	if !ok {
-		return ""
-	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	now, err := p.Store.Now(ctx)
 	if err != nil {
 		return ""
 	}
-	counts, err := admin.Count(ctx, now, "")
-	if err != nil {
-		return ", too many waiting to count in a second"
-	}
-	n := int64(0)
-	for _, count := range counts {
-		if count.Table != queue.Dead {
-			n += count.Waiting
+	n, forever := 0, now.AddDate(100, 0, 0)
+	for _, lane := range []queue.Lane{queue.Emergency, queue.Timed, queue.Incoming} {
+		refs, _, err := p.Store.Scan(ctx, now, lane, queue.Cursor{}, forever, manyWaiting)
+		if err != nil {
+			return ""
 		}
+		n += len(refs)
+	}
+	if n >= manyWaiting {
+		return fmt.Sprintf(", %d or more waiting", manyWaiting)
 	}
 	return fmt.Sprintf(", %d waiting", n)
 }
