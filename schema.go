@@ -1,6 +1,6 @@
 // Package mvalve is the root of the module: it holds what must lie beside
 // schema.sql to embed it. The engine is package valve, the commands are under
-// cmd, and a program that only wants a pipe starts at valve.Open's documentation.
+// cmd, and a program that only wants a pipe starts with package valve; Example shows the whole of it.
 package mvalve
 
 import _ "embed"
