@@ -103,3 +103,53 @@ func TestForeignTransaction(t *testing.T) {
 		t.Errorf("%d messages, want 2", n)
 	}
 }
+
+// TestOpenBesideTransaction opens a pipe in an application's own file, which is
+// not in WAL mode, while the application writes.
+func TestOpenBesideTransaction(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.db")
+	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "CREATE TABLE orders (n INTEGER PRIMARY KEY)"); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(t.Context(), "INSERT INTO orders VALUES (1)"); err != nil {
+		t.Fatal(err)
+	}
+	type opened struct {
+		s   *Store
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		s, err := Open(t.Context(), Config{Path: path})
+		done <- opened{s, err}
+	}()
+	select {
+	case o := <-done:
+		t.Fatalf("Open beside a transaction returned %v", o.err)
+	case <-time.After(2 * busyWait * time.Millisecond):
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	o := <-done
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	defer o.s.Close()
+	if !o.s.Created() {
+		t.Error("Created is false for new tables")
+	}
+	var n int
+	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM orders").Scan(&n); err != nil || n != 1 {
+		t.Errorf("the application's table has %d rows, %v", n, err)
+	}
+}

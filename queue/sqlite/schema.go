@@ -105,7 +105,9 @@ func ensureSchema(c *conn, path string) (created bool, err error) {
 	}
 	switch version {
 	case sqlstore.SchemaVersion:
-		return false, nil
+		// SQLite opens a read-only file, and even begins a transaction that is
+		// to write, without a word; only a statement that writes tells.
+		return false, c.once("UPDATE q_meta SET value = value WHERE name = ''")
 	case "":
 	default:
 		return false, fmt.Errorf("%w: %s has tables of version %q, this program needs version %q; "+

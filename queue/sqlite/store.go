@@ -29,6 +29,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mvalve/mvalve/internal/sqlstore"
 	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/throttle"
 )
@@ -96,7 +97,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	defer pools.mu.Unlock()
 	p := pools.byPath[path]
 	if p == nil {
-		if p, err = openPool(path, cfg); err != nil {
+		if p, err = openPool(ctx, path, cfg); err != nil {
 			return nil, translate(path, fmt.Errorf("open: %w", err))
 		}
 		pools.byPath[path] = p
@@ -136,7 +137,7 @@ var writerPragmas = []string{
 
 var readerPragmas = []string{"busy_timeout=5000", "query_only=ON", "temp_store=MEMORY", "cache_size=-4096"}
 
-func openPool(path string, cfg Config) (*pool, error) {
+func openPool(ctx context.Context, path string, cfg Config) (*pool, error) {
 	turn, err := openTurnstile(path)
 	if err != nil {
 		as := queue.ErrUnavailable
@@ -147,7 +148,7 @@ func openPool(path string, cfg Config) (*pool, error) {
 	}
 	p := &pool{path: path}
 	p.w = &writer{turn: turn, path: path, walLimit: walLimit, wake: make(chan struct{}, 1), ended: make(chan struct{})}
-	if err := p.connect(cfg); err != nil {
+	if err := p.connect(ctx, cfg); err != nil {
 		p.disconnect()
 		return nil, err
 	}
@@ -159,16 +160,12 @@ func openPool(path string, cfg Config) (*pool, error) {
 }
 
 // connect opens the connections, one process at a time.
-func (p *pool) connect(cfg Config) error {
+func (p *pool) connect(ctx context.Context, cfg Config) error {
 	if err := p.w.turn.enter(); err != nil {
 		return err
 	}
 	defer func() { _ = p.w.turn.leave() }()
-	var err error
-	if p.w.conn, err = openConn(p.path, writerPragmas...); err != nil {
-		return err
-	}
-	if p.created, err = ensureSchema(p.w.conn, p.path); err != nil {
+	if err := sqlstore.Retry(ctx, beginTries, busy, p.connectWriter); err != nil {
 		return err
 	}
 	n := cfg.Readers
@@ -183,6 +180,21 @@ func (p *pool) connect(cfg Config) error {
 		}
 		p.readers <- c
 	}
+	return nil
+}
+
+// connectWriter opens the connection that writes and makes the tables. Programs
+// that know nothing of the turnstile may make it busy.
+func (p *pool) connectWriter() error {
+	c, err := openConn(p.path, writerPragmas...)
+	if err != nil {
+		return err
+	}
+	if p.created, err = ensureSchema(c, p.path); err != nil {
+		_ = c.close()
+		return err
+	}
+	p.w.conn = c
 	return nil
 }
 
