@@ -170,6 +170,50 @@ func TestNearEmptyTableShowsNoDeadlock(t *testing.T) {
 	flood(t, []*mysql.Store{s.Store, other}, 4000, quiet)
 }
 
+// All leases of a process carry one token. Many callers that want the same rows
+// get each row once, together with others that have a token of their own.
+func TestOneTokenManyCallers(t *testing.T) {
+	s := open(t)
+	other := must[*mysql.Store](t)(mysql.Open(t.Context(), config(t, s.server)))
+	defer other.Close()
+	var ids queue.IDSource
+	now := time.Now()
+	stores := []*mysql.Store{s.Store, s.Store, s.Store, other}
+	tokens := []queue.ID{ids.New(now), {}, {}, ids.New(now)}
+	tokens[1], tokens[2] = tokens[0], tokens[0]
+	for range 40 {
+		msgs := benchMessages(&ids, now, 40)
+		if _, err := s.Apply(t.Context(), now, &queue.Change{Token: ids.New(now), Put: msgs}); err != nil {
+			t.Fatal(err)
+		}
+		refs := make([]queue.Ref, len(msgs))
+		for i, m := range msgs {
+			refs[i] = m.Ref()
+		}
+		l := newLedger()
+		var wg sync.WaitGroup
+		for w, store := range stores {
+			wg.Go(func() {
+				for part := range slices.Chunk(refs, 7+3*w) { // they overlap in part
+					won, err := store.Lease(t.Context(), now, now.Add(time.Minute), tokens[w], part)
+					if err != nil {
+						t.Error(err)
+					}
+					for i := range won {
+						if err := l.lease(won[i].Ref.ID); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if len(l.held) != len(refs) {
+			t.Fatalf("%d of %d rows were leased", len(l.held), len(refs))
+		}
+	}
+}
+
 // Every few milliseconds the server kills all connections of the store.
 func TestKilledConnections(t *testing.T) {
 	server := testserver.OwnMariaDB(t)
