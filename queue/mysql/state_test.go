@@ -10,6 +10,7 @@ import (
 	"github.com/mvalve/mvalve/internal/testserver"
 	"github.com/mvalve/mvalve/queue/mysql"
 	"github.com/mvalve/mvalve/state"
+	"github.com/mvalve/mvalve/state/statetest"
 )
 
 func plusOne(_ int, old state.Entry) []byte {
@@ -147,4 +148,8 @@ func TestStateSurvivesCutConnections(t *testing.T) {
 	if got := readState(t, s.State(), "x", "y"); got[0] != strconv.Itoa(rounds) || got[1] != strconv.Itoa(rounds/2) {
 		t.Fatalf("x is %s after %d updates, y is %s after %d", got[0], rounds, got[1], rounds/2)
 	}
+}
+
+func TestState(t *testing.T) {
+	statetest.Run(t, func(t *testing.T) state.Store { return open(t).State() })
 }
