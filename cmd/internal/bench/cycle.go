@@ -60,7 +60,7 @@ func (s *session) cycle() error {
 	}
 	for _, c := range []struct {
 		name string
-		make func(*valve.Writer, *valve.Reader, int) *flow
+		make func(*pipe, int) *flow
 		raw  float64
 		rate goal
 		goal goal
@@ -92,9 +92,9 @@ func (s span) cpuPerMessage() float64 {
 }
 
 // flow measures the life-cycle on p.
-func (p *pipe) flow(name string, build func(*valve.Writer, *valve.Reader, int) *flow, destinations int) (got span, err error) {
+func (p *pipe) flow(name string, build func(*pipe, int) *flow, destinations int) (got span, err error) {
 	err = p.s.profiled(name, func() (err error) {
-		got, err = build(p.writer, p.reader, destinations).run(p.s.c.Context, p.s.seconds)
+		got, err = build(p, destinations).run(p.s.c.Context, p.s.seconds)
 		return err
 	})
 	if err == nil {
@@ -108,7 +108,7 @@ type limiterCase struct {
 	name         string
 	destinations int
 	limit        string
-	build        func(*valve.Writer, *valve.Reader, int) *flow
+	build        func(*pipe, int) *flow
 }
 
 var limiterCases = []limiterCase{
@@ -153,7 +153,7 @@ func (s *session) limited(c limiterCase, url string, free span) error {
 		return err
 	}
 	return s.with(func(p *pipe) error {
-		if err := p.limit("*", c.limit); err != nil {
+		if err := p.limit(p.prefix+"*", c.limit); err != nil {
 			return err
 		}
 		limiter, err := p.opened.OpenLimiter(s.c.Context, ruling)

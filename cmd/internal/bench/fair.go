@@ -26,7 +26,7 @@ func (s *session) fair() error {
 	each := int(served.Seconds()*fairRate)/destinations*5/4 + 20
 	return s.with(func(p *pipe) error {
 		insert := func(perDestination, first, n int) error {
-			src := newSource(destinations)
+			src := newSource(p.prefix, destinations)
 			src.names, src.next = src.names[first:first+n], 0
 			for left := perDestination * n; left > 0; {
 				batch := src.messages(min(left, 5000))

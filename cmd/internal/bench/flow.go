@@ -17,6 +17,7 @@ type flow struct {
 	writer *valve.Writer
 	reader *valve.Reader
 
+	prefix       string // of their names
 	destinations int
 	batch        int // messages per Insert
 	writers      int
@@ -32,17 +33,17 @@ type flow struct {
 }
 
 // batchedFlow inserts in batches of 100 and acks what is there.
-func batchedFlow(w *valve.Writer, r *valve.Reader, destinations int) *flow {
+func batchedFlow(p *pipe, destinations int) *flow {
 	return &flow{
-		writer: w, reader: r, destinations: destinations,
+		writer: p.writer, reader: p.reader, prefix: p.prefix, destinations: destinations,
 		batch: 100, writers: 32, consumers: 4, credit: 3000, ackMost: 500, backlog: 6000,
 	}
 }
 
 // singleFlow inserts and acks one message per call, from many goroutines.
-func singleFlow(w *valve.Writer, r *valve.Reader, destinations int) *flow {
+func singleFlow(p *pipe, destinations int) *flow {
 	return &flow{
-		writer: w, reader: r, destinations: destinations,
+		writer: p.writer, reader: p.reader, prefix: p.prefix, destinations: destinations,
 		batch: 1, writers: 128, consumers: 128, credit: 1000, ackMost: 1, backlog: 2000,
 	}
 }
@@ -84,7 +85,7 @@ func (f *flow) run(ctx context.Context, d time.Duration) (span, error) {
 }
 
 func (f *flow) write(ctx context.Context, fail func(error)) {
-	src := newSource(f.destinations)
+	src := newSource(f.prefix, f.destinations)
 	for {
 		select {
 		case f.room <- struct{}{}:

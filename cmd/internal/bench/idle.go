@@ -22,10 +22,10 @@ func (s *session) idle() error {
 		return err
 	}
 	return s.with(func(p *pipe) error {
-		if err := p.limit("*", "1/24h"); err != nil {
+		if err := p.limit(p.prefix+"*", "1/24h"); err != nil {
 			return err
 		}
-		src := newSource(destinations)
+		src := newSource(p.prefix, destinations)
 		for range 10 { // of each destination one goes, nine wait
 			if err := p.writer.Insert(s.c.Context, src.messages(destinations)...); err != nil {
 				return err
@@ -45,9 +45,14 @@ func (s *session) idle() error {
 func (p *pipe) take(n int) error {
 	ctx, cancel := context.WithTimeout(p.s.c.Context, time.Minute)
 	defer cancel()
+	sub, err := p.reader.Subscribe(valve.Filter{}, n)
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
 	batch := make([]*valve.Delivery, n)
 	for i := range batch {
-		d, err := p.reader.Next(ctx)
+		d, err := sub.Next(ctx)
 		if err != nil {
 			return fmt.Errorf("%d of %d messages taken: %w", i, n, err)
 		}
@@ -98,13 +103,13 @@ func (p *pipe) idle(name string, most float64) error {
 func (s *session) backlog() error {
 	n := s.c.Int("backlog")
 	return s.with(func(p *pipe) error {
-		const name = "bench-0"
+		name := p.prefix + "0"
 		p.counts.mark = name
 		if err := p.limit(name, "1/24h"); err != nil {
 			return err
 		}
 		for left := n + 1; left > 0; {
-			batch := newSource(1).messages(min(left, 5000))
+			batch := newSource(p.prefix, 1).messages(min(left, 5000))
 			if err := p.writer.Insert(s.c.Context, batch...); err != nil {
 				return err
 			}

@@ -61,10 +61,7 @@ func (l *lags) milliseconds(p float64) float64 {
 // insertStamped inserts one message at a time, perSecond of them, until ctx ends.
 func insertStamped(ctx context.Context, w *valve.Writer, perSecond int) error {
 	limiter := rate.NewLimiter(rate.Limit(perSecond), 1)
-	src := newSource(destinations)
-	for i := range src.names { // not those of another benchmark's backlog
-		src.names[i] = "cold" + src.names[i]
-	}
+	src := newSource("cold-", destinations)
 	for limiter.Wait(ctx) == nil {
 		m := src.messages(1)[0]
 		m.Body = append(binary.LittleEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), m.Body[stampBytes:]...)
@@ -78,8 +75,36 @@ func insertStamped(ctx context.Context, w *valve.Writer, perSecond int) error {
 	return nil
 }
 
+// floor measures what the store itself takes for one insert and one lease at
+// low load, one after the other: no engine can be faster.
+func (s *session) floor() error {
+	return s.with(func(p *pipe) error {
+		ctx, cancel := context.WithTimeout(s.c.Context, s.seconds)
+		defer cancel()
+		limiter := rate.NewLimiter(lowLoad, 1)
+		src := newSource("raw-", destinations)
+		var ids queue.IDSource
+		l := &lags{}
+		if err := rawCycle(s.c.Context, p.store, &ids, src.messages(1), nil); err != nil { // prepares statements
+			return err
+		}
+		for limiter.Wait(ctx) == nil {
+			began := time.Now()
+			if err := rawCycle(s.c.Context, p.store, &ids, src.messages(1), func() { l.all = append(l.all, time.Since(began)) }); err != nil {
+				return err
+			}
+		}
+		s.results.add("latency", "store alone, p50", "ms", l.milliseconds(0.5), goal{})
+		s.results.add("latency", "store alone, p99", "ms", l.milliseconds(0.99), goal{})
+		return s.c.Context.Err()
+	})
+}
+
 // latency measures Insert to Next at low load.
 func (s *session) latency() error {
+	if err := s.floor(); err != nil {
+		return err
+	}
 	for _, other := range []bool{false, true} {
 		err := s.with(func(p *pipe) error {
 			if err := p.read(valve.ReaderConfig{}); err != nil {

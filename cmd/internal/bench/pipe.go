@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -19,6 +20,7 @@ type pipe struct {
 	s      *session
 	url    string
 	opened *setup.Pipe
+	prefix string      // of destinations
 	store  queue.Store // counts calls
 	counts *calls
 	rules  throttle.RuleStore
@@ -37,7 +39,7 @@ func (s *session) open() (*pipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pipe{s: s, url: url, opened: opened}
+	p := &pipe{s: s, url: url, opened: opened, prefix: "bench-" + rand.Text()[:6] + "-"}
 	if err := p.prepare(); err != nil {
 		_ = opened.Close()
 		return nil, err
@@ -100,7 +102,8 @@ func (p *pipe) read(cfg valve.ReaderConfig) error {
 	return err
 }
 
-// limit sets the limit of a pattern.
+// limit sets the limit of a pattern, which no other pipe should share: a changed
+// limit counts what the old one allowed.
 func (p *pipe) limit(pattern, text string) error {
 	limit, err := throttle.ParseLimit(text)
 	if err != nil {

@@ -26,10 +26,12 @@ type source struct {
 	body  []byte
 }
 
-func newSource(n int) *source {
+// newSource names the destinations with prefix, so that no benchmark meets what
+// limits counted in another.
+func newSource(prefix string, n int) *source {
 	s := &source{names: make([]string, n), next: rand.IntN(n), body: make([]byte, bodyBytes)}
 	for i := range s.names {
-		s.names[i] = "bench-" + strconv.Itoa(i)
+		s.names[i] = prefix + strconv.Itoa(i)
 	}
 	for i := range s.body {
 		s.body[i] = byte(rand.Uint32()) // a body that no page compression makes small
@@ -73,14 +75,14 @@ func measureRaw(ctx context.Context, store queue.Store, c rawCase, d time.Durati
 	stop := make(chan struct{})
 	for range c.callers {
 		wg.Go(func() {
-			src := newSource(destinations)
+			src := newSource("raw-", destinations)
 			for {
 				select {
 				case <-stop:
 					return
 				default:
 				}
-				if err := rawCycle(ctx, store, &ids, src.messages(c.batch)); err != nil {
+				if err := rawCycle(ctx, store, &ids, src.messages(c.batch), nil); err != nil {
 					failed.CompareAndSwap(nil, &err)
 					return
 				}
@@ -97,7 +99,8 @@ func measureRaw(ctx context.Context, store queue.Store, c rawCase, d time.Durati
 	return s, err
 }
 
-func rawCycle(ctx context.Context, store queue.Store, ids *queue.IDSource, messages []*queue.Message) error {
+// rawCycle calls leased, if it is not nil, before it acks.
+func rawCycle(ctx context.Context, store queue.Store, ids *queue.IDSource, messages []*queue.Message, leased func()) error {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	refs := make([]queue.Ref, len(messages))
 	for i, m := range messages {
@@ -111,6 +114,9 @@ func rawCycle(ctx context.Context, store queue.Store, ids *queue.IDSource, messa
 	won, err := store.Lease(ctx, now, now.Add(time.Minute), token, refs)
 	if err != nil || len(won) != len(refs) {
 		return fmt.Errorf("lease: %d of %d: %w", len(won), len(refs), err)
+	}
+	if leased != nil {
+		leased()
 	}
 	settles := make([]queue.Settle, len(won))
 	for i := range won {

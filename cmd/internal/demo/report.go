@@ -118,10 +118,10 @@ func (r *result) table(out io.Writer) error {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%.2f/s\t%.2f/s\t%d\t%s\n", d.Destination, d.shown,
 			d.Sent, d.Received, d.Allowed, d.Achieved, d.Above, d.emergency())
 	}
-	fmt.Fprintf(w, "\n%d sent, %d received through %d reader processes in %.1f s: %d lost, %d windows above.\n",
+	fmt.Fprintf(w, "\n%d sent, %d received by %d reader processes in %.1f s: %d lost, %d windows above.\n",
 		r.Sent, r.Received, r.Readers, r.Seconds, r.Lost, r.Above)
-	fmt.Fprintf(w, "ALLOWED is with a guard of %v; ABOVE counts the windows in which more than the\n", guard)
-	fmt.Fprintln(w, "limit arrived; EMERGENCY is from insert to arrival, median/longest, within the limit.")
+	fmt.Fprintf(w, "ALLOWED: with a guard of %v. ABOVE: windows in which more arrived than the\n", guard)
+	fmt.Fprintln(w, "limit allows. EMERGENCY: median/longest from insert to arrival, within the limit.")
 	return w.Flush()
 }
 
@@ -130,14 +130,7 @@ func (r row) emergency() string {
 	if r.Emergencies == 0 {
 		return "-"
 	}
-	return readable(r.P50) + "/" + readable(r.Max)
-}
-
-func readable(ms float64) string {
-	if ms >= 1000 {
-		return fmt.Sprintf("%.1fs", ms/1000)
-	}
-	return fmt.Sprintf("%.0fms", ms)
+	return fmt.Sprintf("%.2f/%.2fs", r.P50/1000, r.Max/1000)
 }
 
 // verdict returns why the demo failed, nil if it did not.

@@ -19,11 +19,16 @@ type view interface {
 	close()
 }
 
-// newView returns bars on a terminal, and a line a second elsewhere or when
-// others write there too.
+// newView returns bars on a terminal, and a line a second elsewhere, on a tiny
+// one, and when others write there too.
 func newView(out io.Writer, targets []*target, plain bool) view {
 	file, ok := out.(*os.File)
-	if plain || !ok || !term.IsTerminal(int(file.Fd())) || os.Getenv("TERM") == "dumb" {
+	if plain || !ok || os.Getenv("TERM") == "dumb" {
+		return &lines{out: out, targets: targets}
+	}
+	// Rows that scroll away cannot be drawn again. An error: no terminal.
+	columns, rows, err := term.GetSize(int(file.Fd()))
+	if err != nil || columns < roomForBars || rows < len(targets)+2 {
 		return &lines{out: out, targets: targets}
 	}
 	return newBars(file, targets)
@@ -33,6 +38,7 @@ func newView(out io.Writer, targets []*target, plain bool) view {
 const (
 	roomForAll   = 76
 	roomForRates = 48
+	roomForBars  = 16
 )
 
 // bars are one live bar per destination.

@@ -38,6 +38,9 @@ func Run(app *cli.App, args []string) int {
 	if err == nil {
 		return ExitDone
 	}
+	if s, ok := WasSignalled(ctx); ok && errors.Is(err, context.Canceled) {
+		err = s // while a connection was being made, say
+	}
 	if text := line(secrets.hide(err.Error())); text != "" {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", app.Name, text)
 	}

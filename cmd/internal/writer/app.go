@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 	"golang.org/x/time/rate"
 
 	"github.com/mvalve/mvalve/cmd/internal/jsonline"
@@ -206,6 +208,9 @@ func run(c *cli.Context) (err error) {
 	maxBody := queue.MaxBody
 	if s, ok := pipe.Store.(queue.Sizer); ok {
 		maxBody = s.MaxBody()
+	}
+	if o.body == nil && slices.Contains(o.files, "-") && term.IsTerminal(int(os.Stdin.Fd())) {
+		fmt.Fprintf(c.App.ErrWriter, "%s: reading from the terminal; end with Ctrl-D\n", c.App.Name)
 	}
 	job := &job{
 		o: o, w: w, out: c.App.Writer, bar: newBar(c.App.ErrWriter, o),
