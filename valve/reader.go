@@ -38,8 +38,7 @@ type Reader struct {
 
 	mu        sync.Mutex
 	x         *index
-	ring      fifo
-	express   fifo
+	rings     [classes]rings
 	turn      int
 	jobs      [classes]int
 	refills   []*destination

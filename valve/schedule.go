@@ -185,16 +185,41 @@ func (r *Reader) touch(d *destination, now time.Time) {
 	}
 }
 
+// rings are the eligible destinations of one class, in turn.
+type rings struct {
+	normal, express fifo    // express: those with an emergency
+	turn            int     // picks so far
+	passed          float64 // virtual time: picks, each divided by how many wait
+}
+
+func (q *rings) len() int { return q.normal.len() + q.express.len() }
+
+// pop takes the next destination, mostly one with an emergency.
+func (q *rings) pop() *destination {
+	q.passed += 1 / float64(q.len())
+	q.turn++
+	if d := q.express.peek(); d != nil && (q.turn%expressShare != 0 || q.normal.len() == 0) {
+		q.express.pop()
+		d.inExpress = false
+		return d
+	}
+	d := q.normal.pop()
+	d.inRing = false
+	return d
+}
+
 // enqueue puts an eligible destination at the end of its ring.
 func (r *Reader) enqueue(d *destination) {
+	r.refresh(d)
+	q := &r.rings[classOf(d)]
 	switch {
 	case d.parked:
 	case d.urgent() && !d.inExpress:
 		d.inExpress = true
-		r.express.push(d)
+		q.express.push(d)
 	case !d.urgent() && !d.inRing:
 		d.inRing = true
-		r.ring.push(d)
+		q.normal.push(d)
 	}
 }
 
@@ -206,20 +231,26 @@ func (r *Reader) maybeDrop(d *destination) {
 	}
 }
 
-// nextDestination takes the next eligible destination, mostly those with an
-// emergency.
-func (r *Reader) nextDestination() *destination {
-	r.turn++
-	if d := r.express.peek(); d != nil && (r.turn%expressShare != 0 || r.ring.peek() == nil) {
-		r.express.pop()
-		d.inExpress = false
-		return d
+// nextClass chooses the class to pick from: of those that can start a job, the
+// one whose destinations had the least turns for their number.
+func (r *Reader) nextClass(open *[classes]*job) (class, bool) {
+	best, found := class(0), false
+	for c := range classes {
+		full := r.jobs[c] >= jobsPerClass || open[c] != nil && open[c].n >= jobItems
+		if full || r.rings[c].len() == 0 {
+			continue
+		}
+		if !found || r.rings[c].passed < r.rings[best].passed {
+			best, found = c, true
+		}
 	}
-	if d := r.ring.pop(); d != nil {
-		d.inRing = false
-		return d
+	if found {
+		// A class that had nothing to do gets no credit for that.
+		for c := range classes {
+			r.rings[c].passed = max(r.rings[c].passed, r.rings[best].passed)
+		}
 	}
-	return nil
+	return best, found
 }
 
 // pick chooses what to take next: destinations in turn, for subscriptions with
@@ -227,28 +258,25 @@ func (r *Reader) nextDestination() *destination {
 func (r *Reader) pick(now time.Time) []*job {
 	r.unpark()
 	var open [classes]*job
-	var later []*destination
-	demand := 0
+	demand, eligible := 0, 0
 	for _, s := range r.subs {
 		demand += max(0, s.demand())
 	}
-	quantum := min(max(demand/max(1, r.ring.len()+r.express.len()), 1), maxQuantum)
+	for c := range r.rings {
+		eligible += r.rings[c].len()
+	}
+	quantum := min(max(demand/max(1, eligible), 1), maxQuantum)
 	for demand > 0 {
-		d := r.nextDestination()
-		if d == nil {
+		c, ok := r.nextClass(&open)
+		if !ok {
 			break
 		}
+		d := r.rings[c].pop()
 		if d.backlog() == 0 || d.asking {
 			continue
 		}
-		if at, _ := r.eligibleAt(d, now); at.After(now) {
+		if at, _ := r.eligibleAt(d, now); at.After(now) || classOf(d) != c {
 			r.touch(d, now)
-			continue
-		}
-		c := r.classOf(d)
-		j := open[c]
-		if r.jobs[c] >= jobsPerClass || j != nil && j.n >= jobItems {
-			later = append(later, d)
 			continue
 		}
 		sub, room := r.match(d)
@@ -261,32 +289,27 @@ func (r *Reader) pick(now time.Time) []*job {
 			// the store; where permits are asked for, several share an update.
 			turn = 1
 		}
-		it := r.choose(d, sub, min(room, turn*max(1, d.rule.Weight)), now)
-		if len(it.entries) > 0 {
-			if j == nil {
-				j = &job{class: c}
-				open[c] = j
-			}
-			j.items = append(j.items, it)
-			j.n += len(it.entries)
-			demand -= len(it.entries)
+		if open[c] == nil {
+			open[c] = &job{class: c}
 		}
+		n := r.choose(open[c], d, sub, min(room, turn*max(1, d.rule.Weight)), now)
+		demand -= n
 		r.touch(d, now)
-	}
-	for _, d := range later {
-		r.enqueue(d)
 	}
 	var jobs []*job
 	for _, j := range open {
-		if j != nil {
+		if j != nil && j.n > 0 {
 			jobs = append(jobs, j)
+			for _, it := range j.items {
+				it.d.open = nil
+			}
 		}
 	}
 	return jobs
 }
 
 // classOf says which store d's next message needs.
-func (r *Reader) classOf(d *destination) class {
+func classOf(d *destination) class {
 	l := d.rule.Limit
 	switch {
 	case l.Max == 0:
@@ -366,11 +389,16 @@ func (r *Reader) unparkSome(set map[*destination]struct{}, n int) {
 	}
 }
 
-// choose takes up to n entries of d for sub.
-func (r *Reader) choose(d *destination, sub *Subscription, n int, now time.Time) *item {
-	it := &item{d: d, sub: sub, limit: d.rule.Limit, limited: d.rule.Limit.Max > 0}
+// choose takes up to n entries of d for sub into j and returns how many it took.
+func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now time.Time) int {
+	it := d.open // of an earlier turn of this pick
+	if it == nil || it.sub != sub {
+		it = &item{d: d, sub: sub, limit: d.rule.Limit, limited: d.rule.Limit.Max > 0}
+	}
+	before := len(it.entries)
+	n += before
 	if d.rule.MaxInFlight > 0 {
-		n = min(n, d.rule.MaxInFlight-d.busy())
+		n = min(n, before+d.rule.MaxInFlight-d.busy())
 	}
 	for len(it.entries) < n && len(d.held) > 0 {
 		e := d.held[0]
@@ -386,7 +414,7 @@ func (r *Reader) choose(d *destination, sub *Subscription, n int, now time.Time)
 		urgent := rank(&head.ref) == 0
 		bypass := urgent && r.cfg.Emergency == Bypass && it.limited
 		spaced := !urgent && head.ref.Hold > 0
-		if len(it.entries) > 0 && (spaced || bypass != it.charge) {
+		if len(it.entries) > 0 && (spaced || bypass != it.charge) || spaced && it.limited && it.hold > 0 {
 			break
 		}
 		r.x.popReady(d)
@@ -397,13 +425,19 @@ func (r *Reader) choose(d *destination, sub *Subscription, n int, now time.Time)
 			break
 		}
 	}
-	if len(it.entries) > 0 && it.limited {
+	took := len(it.entries) - before
+	if took > 0 && d.open != it {
+		d.open = it
+		j.items = append(j.items, it)
+	}
+	if took > 0 && it.limited {
 		for _, e := range it.entries {
 			e.limited = true
 		}
 		d.asking = true
 	}
-	return it
+	j.n += took
+	return took
 }
 
 func (r *Reader) assign(it *item, e *entry, fresh bool) {

@@ -137,7 +137,7 @@ func (r *Reader) scanLane(ctx context.Context, t *tail, lane queue.Lane, now tim
 		if after(next, *cur) {
 			*cur = next
 		}
-		if !moved || len(refs) < scanRows/2 || ctx.Err() != nil {
+		if !moved || ctx.Err() != nil {
 			return found, ctx.Err()
 		}
 	}
