@@ -121,16 +121,16 @@ func (r *result) table(out io.Writer) error {
 	fmt.Fprintf(w, "\n%d sent, %d received by %d reader processes in %.1f s: %d lost, %d windows above.\n",
 		r.Sent, r.Received, r.Readers, r.Seconds, r.Lost, r.Above)
 	fmt.Fprintf(w, "ALLOWED: with a guard of %v. ABOVE: windows in which more arrived than the\n", guard)
-	fmt.Fprintln(w, "limit allows. EMERGENCY: median/longest from insert to arrival, within the limit.")
+	fmt.Fprintln(w, "limit allows. EMERGENCY: seconds from insert to arrival, median/longest.")
 	return w.Flush()
 }
 
-// emergency is the median and the longest latency as people read it.
+// emergency is the median and the longest latency in seconds.
 func (r row) emergency() string {
 	if r.Emergencies == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.2f/%.2fs", r.P50/1000, r.Max/1000)
+	return fmt.Sprintf("%.2f/%.2f", r.P50/1000, r.Max/1000)
 }
 
 // verdict returns why the demo failed, nil if it did not.

@@ -217,7 +217,7 @@ func (j *job) flow(ctx context.Context) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	all := backlog(j.targets, w.Now(), j.span)
-	fmt.Fprintf(j.stderr, "%s: %d reader processes post %d messages to %s, about %v\n", title, len(j.readers),
+	fmt.Fprintf(j.stderr, "%s: %d readers post %d messages to %s, about %v\n", title, len(j.readers),
 		len(all)+len(emergencies(j.targets)), j.receiver.url, j.o.total)
 	started := time.Now()
 	for len(all) > 0 {
