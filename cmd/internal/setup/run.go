@@ -35,10 +35,16 @@ func Run(app *cli.App, args []string) int {
 	ctx, stop := withSignals(context.Background())
 	defer stop()
 	err := app.RunContext(ctx, Arrange(app, args))
+	s, signalled := WasSignalled(ctx)
+	select {
+	case <-Aborted(ctx):
+		return s.Code() // the second signal, and the process ended in time
+	default:
+	}
 	if err == nil {
 		return ExitDone
 	}
-	if s, ok := WasSignalled(ctx); ok && errors.Is(err, context.Canceled) {
+	if signalled && errors.Is(err, context.Canceled) {
 		err = s // while a connection was being made, say
 	}
 	if text := line(secrets.hide(err.Error())); text != "" {
