@@ -65,8 +65,10 @@ func TestScripts(t *testing.T) {
 
 // TestServers runs what needs MariaDB and memcached.
 func TestServers(t *testing.T) {
-	db, cache := testserver.MariaDB(t), testserver.Memcached(t)
-	testscript.Run(t, params("testdata/servers", func(env *testscript.Env) error {
+	db := testserver.MariaDB(t)
+	p := params("testdata/servers", func(env *testscript.Env) error {
+		cache := testserver.OwnMemcached(t)
+		env.Values[cacheKey{}] = cache
 		own := db.NewDatabase(t)
 		env.Setenv("MVALVE_QUEUE", own.URL)
 		env.Setenv("DB", own.URL)
@@ -75,8 +77,20 @@ func TestServers(t *testing.T) {
 		env.Setenv("DB_USER", own.Config().User)
 		env.Setenv("MEMCACHED", cache.Addr)
 		return nil
-	}))
+	})
+	// memcached kill|restart|flush
+	p.Cmds["memcached"] = func(ts *testscript.TestScript, neg bool, args []string) {
+		cache := ts.Value(cacheKey{}).(*testserver.MemcachedServer)
+		verbs := map[string]func(testing.TB){"kill": cache.Kill, "restart": cache.Restart, "flush": cache.Flush}
+		if neg || len(args) != 1 || verbs[args[0]] == nil {
+			ts.Fatalf("usage: memcached kill|restart|flush")
+		}
+		verbs[args[0]](t)
+	}
+	testscript.Run(t, p)
 }
+
+type cacheKey struct{}
 
 // code runs a command and compares its exit code: code 65 mvalve-writer ...
 func code(ts *testscript.TestScript, neg bool, args []string) {
