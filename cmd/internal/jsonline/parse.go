@@ -65,7 +65,6 @@ func ignore(*fields, json.RawMessage) error { return nil }
 type fields struct {
 	queue.Message
 	delay, ttl *time.Duration
-	hasBody    bool
 	hasLevel   bool
 }
 

@@ -39,7 +39,7 @@ func run(c *cli.Context) (err error) {
 	}
 	limiter, err := pipe.OpenLimiter(c.Context, ruling)
 	if err != nil {
-		return fmt.Errorf("state %s: %w; check that it runs, or count elsewhere with: mvalve init --queue %s --state queue:", ruling, err, pipe.Name)
+		return fmt.Errorf("state %s: %w; check that it runs, or move the pipe with: mvalve init --state queue: --queue %s", ruling, err, pipe.Name)
 	}
 	defer func() { err = errors.Join(err, limiter.Close()) }()
 	if o.limit != nil {

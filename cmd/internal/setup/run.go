@@ -79,7 +79,7 @@ func withSignals(parent context.Context) (context.Context, func()) {
 				cause := Signalled{s.(syscall.Signal)}
 				if n > 0 {
 					close(aborted)
-					time.Sleep(abortTime)
+					<-time.After(abortTime)
 					os.Exit(cause.Code())
 				}
 				cancel(cause)

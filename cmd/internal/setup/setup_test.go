@@ -280,11 +280,11 @@ func TestLimiterFollowsTheRuling(t *testing.T) {
 		if _, err := p.setRuling(t.Context(), p.Store.(queue.Meta), stored(t, p), Ruling{Scheme: "queue"}, l.ruling); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(recheckAfter + time.Millisecond) // in the bubble this takes no time
+		<-time.After(recheckAfter + time.Millisecond) // in the bubble this takes no time
 		if err := put(l, "w"); !errors.Is(err, state.ErrUnavailable) {
 			t.Fatalf("counted while others may still use the old store: %v", err)
 		}
-		time.Sleep(settle)
+		<-time.After(settle)
 		e := get(t, l)
 		if e.Data != nil || e.Lost.Sub(moved) < settle || e.Lost.Sub(moved) > settle+time.Second {
 			t.Fatalf("after the move: %q, lost %v after it", e.Data, e.Lost.Sub(moved))
@@ -312,11 +312,11 @@ func TestLimiterDoesNotTrustAnOldRuling(t *testing.T) {
 		p := pipe()
 		l, meta := follower(t, p)
 		meta.down.Store(true)
-		time.Sleep(recheckAfter + time.Millisecond)
+		<-time.After(recheckAfter + time.Millisecond)
 		if err := put(l, "v"); err != nil {
 			t.Fatalf("a ruling read half a second ago: %v", err)
 		}
-		time.Sleep(trustFor)
+		<-time.After(trustFor)
 		if err := put(l, "v"); !errors.Is(err, state.ErrUnavailable) {
 			t.Fatalf("a ruling read two seconds ago still counts: %v", err)
 		}

@@ -53,7 +53,7 @@ func (j *job) readFile(ctx context.Context, name string, total *int, items chan<
 	lines := lineReader{r: bufio.NewReaderSize(file, 256<<10)}
 	for number := 1; ; number++ {
 		data, err := lines.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return true
 		}
 		*total++
@@ -116,10 +116,10 @@ func (l *lineReader) next() ([]byte, error) {
 		data, err = l.r.ReadSlice('\n')
 		l.long = append(l.long, data...)
 	}
-	if err == io.EOF && len(l.long) > 0 {
+	if errors.Is(err, io.EOF) && len(l.long) > 0 {
 		err = nil // the last line may lack its end
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = setup.Failf(setup.ExitInput, "%w", err)
 	}
 	return l.long, err
