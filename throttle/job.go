@@ -200,23 +200,12 @@ func (j *job) loadAbsent(r *ring, lost time.Time) (dirty, ok bool) {
 	if j.otherState != nil {
 		r.adopt(j.otherState)
 		r.change(j.limit, j.req.Version, j.now)
+		j.loseUntil(r, lost)
 		return true, true
 	}
 	j.loadUnknown(r)
 	r.closed = 0
-	if !lost.IsZero() {
-		// Permits that were out then may have been used a little later.
-		at := lost.UnixMicro() + maxSlack + maxRun
-		if j.limit == j.was() || j.req.Was == nil {
-			at = lost.UnixMicro() + j.limit.slack() + j.limit.run()
-		}
-		if !j.limit.IsNone() && at+j.limit.window() > j.now {
-			r.full(at)
-		}
-		if closed := at + int64(j.req.Hold/time.Microsecond); j.req.Hold > 0 && closed > j.now {
-			r.closed = closed
-		}
-	}
+	j.loseUntil(r, lost)
 	// What the old limit admitted longer ago than values are kept may still
 	// count in a window that is longer now.
 	was := j.was()
@@ -227,6 +216,28 @@ func (j *job) loadAbsent(r *ring, lost time.Time) (dirty, ok bool) {
 		return true, true
 	}
 	return false, true
+}
+
+// loseUntil counts r's window as used up at lost, when the store that forgot the
+// value may have held it last. What r knows of later times stays.
+func (j *job) loseUntil(r *ring, lost time.Time) {
+	if lost.IsZero() {
+		return
+	}
+	// Permits that were out then may have been used a little later.
+	at := lost.UnixMicro() + maxSlack + maxRun
+	if j.limit == j.was() || j.req.Was == nil {
+		at = lost.UnixMicro() + j.limit.slack() + j.limit.run()
+	}
+	if n := len(r.entries); n > 0 {
+		at = max(at, r.entries[n-1].hi)
+	}
+	if !j.limit.IsNone() && at+j.limit.window() > j.now {
+		r.full(at)
+	}
+	if closed := at + int64(j.req.Hold/time.Microsecond); j.req.Hold > 0 && closed > j.now {
+		r.closed = max(r.closed, closed)
+	}
 }
 
 // mayHaveMoved reports whether the other store must be asked first.

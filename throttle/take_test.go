@@ -172,6 +172,23 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// A loss counts also while the store that a limit once came from is asked.
+func TestLostAfterAChange(t *testing.T) {
+	fast, durable := state.NewMemory(), state.NewMemory()
+	l := NewLimiter(Config{Fast: fast, Durable: durable})
+	req := Request{Limit: mustLimit(t, "3/10s"), Want: 3, Version: 1, Changed: t0}
+	if g := take(t, l, t0, req); len(g.Permits) != 3 {
+		t.Fatalf("%d permits at first", len(g.Permits))
+	}
+	fast.Wipe(t0.Add(time.Second))
+	if g := take(t, l, t0.Add(10900*time.Millisecond), req); len(g.Permits) != 0 {
+		t.Error("granted within a window of the loss")
+	}
+	if g := take(t, l, t0.Add(11100*time.Millisecond), req); len(g.Permits) != 3 {
+		t.Errorf("%d permits a window after the loss", len(g.Permits))
+	}
+}
+
 func TestMalformedState(t *testing.T) {
 	l, m := newTest(t)
 	for _, bad := range []string{"", "x", strings.Repeat("\xff", 100), strings.Repeat("\x01", 64<<10)} {

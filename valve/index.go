@@ -41,6 +41,7 @@ type entry struct {
 	permit     throttle.Permit
 	permitted  bool // permit is valid and unused
 	limited    bool // leaves only with a permit
+	heldSince  time.Time // while in destination.held
 	unknown    bool // the outcome of an earlier ack was lost
 	sub        *Subscription
 }

@@ -313,9 +313,18 @@ func (r *Reader) putBack(e *entry) {
 	r.hold(e)
 }
 
-// hold keeps a leased entry that waits for a permit. The mutex is held.
+// heldTime is how long a leased entry may wait for another permit while other
+// readers, which do not see it, might be quicker.
+const heldTime = time.Second
+
+// hold keeps a leased entry that waits for a permit. An emergency goes back at
+// once if others could take it. The mutex is held.
 func (r *Reader) hold(e *entry) {
-	e.phase, e.sub = prepared, nil
+	if rank(&e.ref) == 0 && len(r.peers) > 1 {
+		r.giveBack(e)
+		return
+	}
+	e.phase, e.sub, e.heldSince = prepared, nil, r.clock.Now()
 	d := e.dest
 	at := 0
 	for at < len(d.held) && before(&d.held[at].ref, &e.ref) < 0 {

@@ -103,7 +103,8 @@ func (r *Reader) sweep() {
 			r.stats.LeaseLost++
 			e.dest.more = true
 			r.touch(e.dest, now)
-		case e.phase == prepared && e.sub == nil && e.leaseUntil.Sub(now) < r.cfg.Lease*3/4:
+		case e.phase == prepared && e.sub == nil && (e.leaseUntil.Sub(now) < r.cfg.Lease*3/4 ||
+			len(r.peers) > 1 && now.Sub(e.heldSince) > heldTime):
 			e.dest.held = remove(e.dest.held, e)
 			r.giveBack(e)
 		case e.phase == prepared && e.sub != nil:
