@@ -10,6 +10,7 @@ import (
 
 	"github.com/mvalve/mvalve/cmd/internal/setup"
 	"github.com/mvalve/mvalve/throttle"
+	"github.com/mvalve/mvalve/valve"
 )
 
 const description = `Takes messages out of a pipe, never faster than the limit of each destination
@@ -63,6 +64,8 @@ func App() *cli.App {
 			&cli.DurationFlag{Name: "lease", Value: time.Minute, Usage: "`DURATION` after which a message of a reader that died goes to another; extended while work is under way"},
 			&cli.DurationFlag{Name: "grace", Value: 10 * time.Second, Usage: "on SIGINT or SIGTERM wait up to `DURATION` for what is under way"},
 			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "longest `DURATION` of one command, answer or request"},
+			&cli.StringFlag{Name: "emergency", Value: "limit", Usage: "`POLICY` of emergency messages: limit (first, within the limit) or bypass (at once, counted all the same)"},
+			&cli.StringFlag{Name: "on-emergency", Value: "hold", Usage: "what an emergency with X-Mvalve-Duration does to older messages of its destination, `ACTION`: hold, or drop (they become dead letters)"},
 			setup.StateFlag(),
 		}, setup.QueueFlags()...),
 	}
@@ -85,6 +88,8 @@ type options struct {
 	lease        time.Duration
 	grace        time.Duration
 	timeout      time.Duration
+	emergency    valve.EmergencyPolicy
+	onEmergency  valve.EmergencyAction
 }
 
 func parse(c *cli.Context) (*options, error) {
@@ -116,7 +121,28 @@ func parse(c *cli.Context) (*options, error) {
 		}
 		o.limit = &limit
 	}
+	if err := o.parseEmergency(c); err != nil {
+		return nil, err
+	}
 	return o, o.checkNumbers(c)
+}
+
+func (o *options) parseEmergency(c *cli.Context) error {
+	switch policy := c.String("emergency"); policy {
+	case "limit":
+	case "bypass":
+		o.emergency = valve.Bypass
+	default:
+		return setup.Usagef("--emergency %q: use limit or bypass", policy)
+	}
+	switch action := c.String("on-emergency"); action {
+	case "hold":
+	case "drop":
+		o.onEmergency = valve.DropOthers
+	default:
+		return setup.Usagef("--on-emergency %q: use hold or drop", action)
+	}
+	return nil
 }
 
 func (o *options) parseMode(c *cli.Context) error {

@@ -50,6 +50,7 @@ func run(c *cli.Context) (err error) {
 	r, err := valve.OpenReader(c.Context, pipe.Store, valve.ReaderConfig{
 		Logger: pipe.Log, State: limiter, Destinations: o.destinations, Lease: o.lease,
 		MaxAttempts: o.maxAttempts, RetryMin: o.retryMin, RetryMax: o.retryMax,
+		Emergency: o.emergency, OnEmergency: o.onEmergency,
 	})
 	if err != nil {
 		return fmt.Errorf("queue %s: %w", pipe.Name, err)
