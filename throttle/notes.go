@@ -61,7 +61,7 @@ func (l *Limiter) note(p Permit, n note, at int64) {
 	delay := min(int64(limit.Interval/time.Microsecond)/4, maxReportDelay)
 	force := limit.slack()*minReportShare > limit.window() && p.from.crowded
 	if n.used == 0 {
-		force = true
+		force = p.from.crowded
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

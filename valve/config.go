@@ -83,6 +83,7 @@ type ReaderConfig struct {
 // Stats are counters of a Reader since it was opened. Gauges say so.
 type Stats struct {
 	Dispatched, Acked, Retried, Throttled, Dead, Expired, LeaseLost int64
+	Lapsed                                                          int64 // permits that came too late to be used
 	LimiterErrors                                                   int64 // requests the limiter could not answer
 
 	Indexed      int // gauge: references in memory

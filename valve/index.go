@@ -41,8 +41,10 @@ type entry struct {
 	permit     throttle.Permit
 	permitted  bool // permit is valid and unused
 	limited    bool // leaves only with a permit
+	ahead      bool // counted in Reader.ahead of class
+	class      class
 	heldSince  time.Time // while in destination.held
-	unknown    bool // the outcome of an earlier ack was lost
+	unknown    bool      // the outcome of an earlier ack was lost
 	sub        *Subscription
 }
 

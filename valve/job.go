@@ -207,6 +207,7 @@ func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
 		}
 		missing++
 		it.sub.assigned--
+		r.stopAhead(e)
 		if e.permitted {
 			it.spare = append(it.spare, e.permit)
 			e.permitted = false
@@ -245,6 +246,7 @@ func (r *Reader) replace(ctx context.Context, it *item) bool {
 		}
 		e := r.x.popReady(it.d)
 		r.assign(it, e, true)
+		r.goAhead(e, classOf(it.d))
 		e.permit, e.permitted = it.spare[0], true
 		it.spare = it.spare[1:]
 		took = true
@@ -304,6 +306,7 @@ func (r *Reader) putHold(ctx context.Context, h throttle.Hold) error {
 // leased, else among the held ones. The mutex is held.
 func (r *Reader) putBack(e *entry) {
 	d := e.dest
+	r.stopAhead(e)
 	if e.leaseUntil.IsZero() {
 		d.inFlight--
 		delete(r.x.known, e.ref.ID)
@@ -324,6 +327,7 @@ func (r *Reader) hold(e *entry) {
 		r.giveBack(e)
 		return
 	}
+	r.stopAhead(e)
 	e.phase, e.sub, e.heldSince = prepared, nil, r.clock.Now()
 	d := e.dest
 	at := 0
@@ -337,6 +341,7 @@ func (r *Reader) hold(e *entry) {
 
 // giveBack ends the lease of an entry that was not handed out. The mutex is held.
 func (r *Reader) giveBack(e *entry) {
+	r.stopAhead(e)
 	if e.permitted {
 		r.limiter.Return(e.permit)
 		e.permitted = false

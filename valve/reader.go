@@ -39,6 +39,7 @@ type Reader struct {
 	mu        sync.Mutex
 	x         *index
 	rings     [classes]rings
+	ahead     [classes]window
 	turn      int
 	jobs      [classes]int
 	refills   []*destination
@@ -299,8 +300,7 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 		r.giveBack(e)
 		return nil, ErrClosed
 	case e.limited && now.After(e.permit.Until):
-		r.limiter.Return(e.permit)
-		e.permitted = false
+		r.lapse(e, now)
 		e.sub.out--
 		r.hold(e)
 		r.touch(e.dest, now)
@@ -315,11 +315,21 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 	if e.limited {
 		r.limiter.Dispatched(e.permit, now)
 		e.permitted = false
+		r.ahead[e.class].used()
+		r.stopAhead(e)
 	}
 	e.phase = out
 	r.stats.Dispatched++
 	r.count(actionDequeue, e.dest.name)
 	return &Delivery{Message: e.message, DispatchedAt: now, Attempt: e.ref.Attempts, entry: e, reader: r}, nil
+}
+
+// lapse gives a permit back whose time has passed. The mutex is held.
+func (r *Reader) lapse(e *entry, now time.Time) {
+	r.limiter.Return(e.permit)
+	e.permitted = false
+	r.ahead[e.class].late(now)
+	r.stats.Lapsed++
 }
 
 // emptyError says what the reader's next message waits for.

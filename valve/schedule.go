@@ -237,7 +237,7 @@ func (r *Reader) nextClass(open *[classes]*job) (class, bool) {
 	best, found := class(0), false
 	for c := range classes {
 		full := r.jobs[c] >= jobsPerClass || open[c] != nil && open[c].n >= jobItems
-		if full || r.rings[c].len() == 0 {
+		if full || r.rings[c].len() == 0 || c != unlimited && r.ahead[c].out >= r.ahead[c].limit() {
 			continue
 		}
 		if !found || r.rings[c].passed < r.rings[best].passed {
@@ -291,6 +291,9 @@ func (r *Reader) pick(now time.Time) []*job {
 		}
 		if open[c] == nil {
 			open[c] = &job{class: c}
+		}
+		if c != unlimited {
+			room = min(room, r.ahead[c].limit()-r.ahead[c].out)
 		}
 		n := r.choose(open[c], d, sub, min(room, turn*max(1, d.rule.Weight)), now)
 		demand -= n
@@ -426,6 +429,9 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 		}
 	}
 	took := len(it.entries) - before
+	for _, e := range it.entries[before:] {
+		r.goAhead(e, j.class)
+	}
 	if took > 0 && d.open != it {
 		d.open = it
 		j.items = append(j.items, it)

@@ -132,8 +132,7 @@ func (r *Reader) sweepMail(e *entry, now time.Time) {
 		r.giveBack(e)
 		return
 	}
-	r.limiter.Return(e.permit)
-	e.permitted = false
+	r.lapse(e, now)
 	r.hold(e)
 	r.touch(e.dest, now)
 }
