@@ -56,6 +56,7 @@ func (h *herd) consumer() *process {
 // drain waits until the pipe is empty and judges.
 func (h *herd) drain(live ...*process) {
 	h.t.Helper()
+	began := time.Now()
 	waitFor(h.t, 90*time.Second, "the pipe is empty", func() bool {
 		left, dead := h.p.left(h.t)
 		if dead > 0 {
@@ -63,6 +64,7 @@ func (h *herd) drain(live ...*process) {
 		}
 		return left == 0
 	})
+	h.t.Logf("the pipe is empty after %v", time.Since(began))
 	stopAll(h.t, live...)
 	l := newLedger()
 	for _, w := range h.writers {

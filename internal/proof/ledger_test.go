@@ -140,7 +140,7 @@ func (l *ledger) judge(t *testing.T, lease time.Duration) {
 			if before.acked {
 				found(&again, "again", "%s was acked and delivered again: %+v, %+v", id, *before, *d)
 			}
-			if d.at-before.at < (lease/2-clockError).Microseconds() {
+			if d.at-before.at < (lease/2 - clockError).Microseconds() {
 				found(&overlap, "overlap", "%s was delivered twice within half a lease: %+v, %+v", id, *before, *d)
 			}
 		}

@@ -1,0 +1,108 @@
+package proof_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/internal/checker"
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/queue/sqlite"
+	"github.com/mvalve/mvalve/valve"
+)
+
+// elsewhere is a store whose clock is not the host's: that of a database server
+// five minutes ahead or behind, which all processes measure.
+type elsewhere struct {
+	*sqlite.Store
+	ahead time.Duration
+}
+
+func (s elsewhere) Now(ctx context.Context) (time.Time, error) {
+	now, err := s.Store.Now(ctx)
+	return now.Add(s.ahead), err
+}
+
+// TestClock: a database whose clock is five minutes from the host's changes
+// nothing: limits hold and are used, delays are kept, new messages are found.
+func TestClock(t *testing.T) {
+	for _, ahead := range []time.Duration{-5 * time.Minute, 5 * time.Minute} {
+		t.Run(ahead.String(), func(t *testing.T) {
+			t.Parallel()
+			clock(t, ahead)
+		})
+	}
+}
+
+func clock(t *testing.T, ahead time.Duration) {
+	p := &pipe{queue: "sqlite:" + filepath.Join(t.TempDir(), "pipe.db")}
+	p.init(t)
+	p.limit(t, "limited", "10/500ms", "emptied", "5/24h")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	file, err := sqlite.Open(ctx, sqlite.Config{Path: p.queue[len("sqlite:"):]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	store := elsewhere{file, ahead}
+	w, err := valve.NewWriter(ctx, store, valve.WriterConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if off := time.Until(w.Now()) - ahead; off.Abs() > time.Second {
+		t.Fatalf("the writer's clock is %v from the database's", off)
+	}
+	r, err := valve.OpenReader(ctx, store, valve.ReaderConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	const limited, free, delayed = 50, 20, 300 * time.Millisecond
+	late := &queue.Message{Destination: "late", Body: []byte("late"), ReadyAt: w.Now().Add(delayed)}
+	messages := []*queue.Message{late}
+	for i := range limited {
+		messages = append(messages, &queue.Message{Destination: "limited", Body: fmt.Append(nil, i)})
+	}
+	for i := range 7 {
+		messages = append(messages, &queue.Message{Destination: "emptied", Body: fmt.Append(nil, i)})
+	}
+	for i := range free {
+		messages = append(messages, &queue.Message{Destination: "free", Body: fmt.Append(nil, i)})
+	}
+	if err := w.Insert(ctx, messages...); err != nil {
+		t.Fatal(err)
+	}
+	log := make(map[string][]int64)
+	began := time.Now()
+	for range 1 + limited + 5 + free {
+		d, err := r.Next(ctx)
+		if err != nil {
+			t.Fatalf("after %d dispatches: %v", len(log), err)
+		}
+		name := d.Message.Destination
+		log[name] = append(log[name], d.DispatchedAt.UnixMicro())
+		if name == "late" {
+			if took := d.DispatchedAt.Sub(late.ReadyAt); took < 0 || took > time.Second {
+				t.Errorf("a delayed message left %v after it was due", took)
+			}
+		}
+		if err := d.Ack(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took := time.Since(began)
+	judge(t, log, "limited", checker.Limit{Max: 10, Window: 500 * time.Millisecond}, 0.7)
+	if len(log["emptied"]) != 5 {
+		t.Errorf("%d dispatched at 5/24h", len(log["emptied"]))
+	}
+	if took > 6*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if left, _ := p.left(t); left != 2 {
+		t.Errorf("%d left, want 2 of the destination at 5/24h", left)
+	}
+}
