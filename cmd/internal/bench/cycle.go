@@ -3,8 +3,6 @@ package bench
 import (
 	"fmt"
 
-	"github.com/mvalve/mvalve/state"
-	"github.com/mvalve/mvalve/throttle"
 	"github.com/mvalve/mvalve/valve"
 )
 
@@ -31,7 +29,7 @@ func (s *session) raw() error {
 func (s *session) rawCase(c rawCase) error {
 	return s.with(func(p *pipe) error {
 		var got span
-		err := s.profiled(c.String(), func() (err error) {
+		err := s.profiled("raw "+c.String(), func() (err error) {
 			got, err = measureRaw(s.c.Context, p.store, c, s.seconds)
 			return err
 		})
@@ -39,6 +37,7 @@ func (s *session) rawCase(c rawCase) error {
 			return err
 		}
 		s.results.add("raw", c.String(), "msg/s", got.perSecond(), goal{})
+		s.results.add("raw", c.String()+", processor", "µs/msg", got.cpuPerMessage(), goal{})
 		if c.batch > 1 {
 			s.bestRaw = max(s.bestRaw, got.perSecond())
 		} else {
@@ -184,9 +183,3 @@ func (s *session) limited(c limiterCase, url string, free span) error {
 		return nil
 	})
 }
-
-// compile-time check that what the engine is given is what it expects
-var (
-	_ state.Store        = (*countedState)(nil)
-	_ throttle.RuleStore = (backEnd)(nil)
-)

@@ -55,7 +55,7 @@ func (s *source) messages(n int) []*queue.Message {
 type rawCase struct{ batch, callers int }
 
 func (c rawCase) String() string {
-	return fmt.Sprintf("raw %d per call, %d callers", c.batch, c.callers)
+	return fmt.Sprintf("%d per call, %d callers", c.batch, c.callers)
 }
 
 var (
@@ -94,7 +94,7 @@ func measureRaw(ctx context.Context, store queue.Store, c rawCase, d time.Durati
 	close(stop)
 	wg.Wait()
 	if first := failed.Load(); first != nil {
-		return s, fmt.Errorf("%v: %w", c, *first)
+		return s, fmt.Errorf("raw %v: %w", c, *first)
 	}
 	return s, err
 }
