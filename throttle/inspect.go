@@ -32,14 +32,14 @@ func (l *Limiter) Peek(ctx context.Context, now time.Time, req Request) (Usage, 
 			r.change(req.Limit, req.Version, now.UnixMicro())
 		}
 	case !old.Lost.IsZero() && !req.Limit.IsNone():
-		if at := old.Lost.UnixMicro() + req.Limit.slack() + req.Limit.run(); at+req.Limit.window() > now.UnixMicro() {
+		if at := old.Lost.UnixMicro() + req.Limit.easy() + req.Limit.run(); at+req.Limit.window() > now.UnixMicro() {
 			r.full(at)
 		}
 	}
 	r.prune(max(now.UnixMicro(), r.high))
 	usage := Usage{Counted: r.total, Next: now}
 	if stamps, next := r.take(nil, now.UnixMicro(), 1, 0); len(stamps) > 0 {
-		usage.Next = time.UnixMicro(stamps[0]).UTC()
+		usage.Next = time.UnixMicro(stamps[0].p).UTC()
 	} else if next > 0 {
 		usage.Next = time.UnixMicro(next + r.limit.run()/2).UTC()
 	}

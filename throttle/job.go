@@ -37,7 +37,7 @@ type job struct {
 	// of the last run
 	ring    ring
 	before  ring // without entries: closing and tat before the grant
-	stamps  []int64
+	stamps  []stamp
 	next    int64
 	need    time.Duration // ttl, if longer than ttl
 	stale   bool
@@ -225,9 +225,9 @@ func (j *job) loseUntil(r *ring, lost time.Time) {
 		return
 	}
 	// Permits that were out then may have been used a little later.
-	at := lost.UnixMicro() + maxSlack + maxRun
+	at := lost.UnixMicro() + maxEasy + maxRun
 	if j.limit == j.was() || j.req.Was == nil {
-		at = lost.UnixMicro() + j.limit.slack() + j.limit.run()
+		at = lost.UnixMicro() + j.limit.easy() + j.limit.run()
 	}
 	if n := len(r.entries); n > 0 {
 		at = max(at, r.entries[n-1].hi)
@@ -261,7 +261,7 @@ func (j *job) fence(old state.Entry) []byte {
 	case old.Data == nil:
 		*r = ring{limit: j.was(), era: j.now, high: j.now}
 		if !old.Lost.IsZero() && !r.limit.IsNone() {
-			if at := old.Lost.UnixMicro() + maxSlack + maxRun; at+j.limit.window() > j.now {
+			if at := old.Lost.UnixMicro() + maxEasy + maxRun; at+j.limit.window() > j.now {
 				r.full(at)
 				j.otherState = r
 			}
@@ -292,11 +292,10 @@ func (j *job) permits() []Permit {
 	from := new(origin)
 	*from = j.permit
 	from.charge = j.req.Charge
-	slack := time.Duration(from.limit.slack()) * time.Microsecond
 	permits := make([]Permit, len(j.stamps))
 	for i, p := range j.stamps {
-		at := time.UnixMicro(p).UTC()
-		permits[i] = Permit{At: at, Until: at.Add(slack), dest: j.dest, from: from}
+		at := time.UnixMicro(p.p).UTC()
+		permits[i] = Permit{At: at, Until: at.Add(time.Duration(p.slack) * time.Microsecond), dest: j.dest, from: from}
 	}
 	return permits
 }

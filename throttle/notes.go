@@ -7,14 +7,15 @@ import (
 
 // note is what became of a permit: used at used, or given back (used 0).
 type note struct {
-	stamp, used, era int64
+	permit    stamp
+	used, era int64
 }
 
 // guess is a write of unknown outcome: if the value still has its nonce, it was
 // carried out and is undone; else its permits count as used.
 type guess struct {
 	nonce  uint64
-	stamps []int64
+	stamps []stamp
 	before ring
 }
 
@@ -46,14 +47,18 @@ func (l *Limiter) Dispatched(p Permit, at time.Time) {
 		l.log.Error("dispatched outside the time of the permit", "destination", p.dest,
 			"at", p.At, "until", p.Until, "dispatched", at)
 	}
-	l.note(p, note{p.At.UnixMicro(), at.UnixMicro(), p.from.era}, at.UnixMicro())
+	l.note(p, note{p.stamp(), at.UnixMicro(), p.from.era}, at.UnixMicro())
 }
 
 // Return implements Taker.
 func (l *Limiter) Return(p Permit) {
 	if p.from != nil {
-		l.note(p, note{p.At.UnixMicro(), 0, p.from.era}, p.At.UnixMicro())
+		l.note(p, note{p.stamp(), 0, p.from.era}, p.At.UnixMicro())
 	}
+}
+
+func (p Permit) stamp() stamp {
+	return stamp{p.At.UnixMicro(), p.Until.Sub(p.At).Microseconds()}
 }
 
 func (l *Limiter) note(p Permit, n note, at int64) {
@@ -72,7 +77,7 @@ func (l *Limiter) note(p Permit, n note, at int64) {
 	}
 	d.limit = limit
 	d.list = append(d.list, n)
-	d.until = max(d.until, at+limit.window()+limit.slack())
+	d.until = max(d.until, at+limit.window()+limit.easy())
 	if force && (d.due == 0 || at+delay < d.due) {
 		d.due = at + delay
 	}
@@ -119,9 +124,9 @@ func (j *job) settleNotes(r *ring) bool {
 		}
 		changed = true
 		if n.used == 0 {
-			r.giveBack(n.stamp)
+			r.giveBack(n.permit)
 		} else {
-			r.report(n.stamp, n.used)
+			r.report(n.permit, n.used)
 		}
 	}
 	return changed
@@ -140,7 +145,7 @@ func (l *Limiter) settle(j *job) {
 func (l *Limiter) restore(j *job, unknown bool) {
 	d := j.notes
 	if d == nil {
-		d = &notes{limit: j.limit, until: j.now + j.limit.window() + j.limit.slack()}
+		d = &notes{limit: j.limit, until: j.now + j.limit.window() + j.limit.easy()}
 	}
 	if unknown && j.written {
 		keep := d.list[:0]
@@ -151,7 +156,7 @@ func (l *Limiter) restore(j *job, unknown bool) {
 		}
 		d.list, d.guess = keep, nil
 		if len(j.stamps) > 0 {
-			d.guess = &guess{nonce: j.nonce, stamps: append([]int64(nil), j.stamps...), before: j.before}
+			d.guess = &guess{nonce: j.nonce, stamps: append([]stamp(nil), j.stamps...), before: j.before}
 		}
 	}
 	if len(d.list) == 0 && d.guess == nil {

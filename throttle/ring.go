@@ -25,11 +25,16 @@ import (
 // grant saw; no later stamp is before high, so they would not be counted anyway.
 // A clock that is behind waits, it never reopens a window.
 
+// easyShare: permits are easy while less than one part of so many of the window
+// is used.
+const easyShare = 4
+
 const (
 	ringSize    = 1024 // largest Max that is counted stamp by stamp
 	ringEntries = 2048 // entries in a value: a window and the permits that are out
 	minSlack    = 5_000
 	maxSlack    = 50_000
+	maxEasy     = 250_000 // slack while there is room
 	minRun      = 5_000
 	maxRun      = 25_000
 )
@@ -77,6 +82,16 @@ func (l Limit) slack() int64 {
 	return min(maxSlack, max(minSlack, int64(l.Interval/time.Microsecond)/20))
 }
 
+// easy returns the slack of permits that are granted while most of the window is
+// free: they may be late, because nobody waits for their slots. Then a store
+// that is slow for a moment costs no permits.
+func (l Limit) easy() int64 {
+	if l.Max < easyShare { // no limit has Max 0
+		return l.slack()
+	}
+	return max(l.slack(), min(maxEasy, int64(l.Interval/time.Microsecond)/4))
+}
+
 // run returns how far ahead of now permits are given, in µs. What a reader that
 // dies has taken ahead is lost, so runs are short; asking again half a run
 // before a slot gets free hides the way to the store.
@@ -103,8 +118,11 @@ func (l Limit) spacing() int64 {
 	return (l.window() + l.Max - 2) / (l.Max - 1)
 }
 
-// latest returns the hi of a permit with stamp p.
-func (r *ring) latest(p int64) int64 { return r.roundUp(p + r.limit.slack()) }
+// stamp is a permit: to be used in [p, p+slack] (µs).
+type stamp struct{ p, slack int64 }
+
+// latest returns the hi of a permit.
+func (r *ring) latest(s stamp) int64 { return r.roundUp(s.p + s.slack) }
 
 func (r *ring) roundUp(t int64) int64 {
 	w := r.limit.bucket()
@@ -180,50 +198,55 @@ func (r *ring) prune(now int64) {
 	}
 }
 
-// report notes that the permit p was dispatched at s.
-func (r *ring) report(p, s int64) {
-	hi := r.latest(p)
-	if s < p || s > p+r.limit.slack() {
+// report notes that the permit was dispatched at s.
+func (r *ring) report(permit stamp, s int64) {
+	hi := r.latest(permit)
+	if s < permit.p || s > permit.p+permit.slack {
 		s = max(s, hi) // the caller broke the rules: count what is worse
 	}
 	if i := r.findOpen(hi); i >= 0 {
 		r.remove(i)
 		r.add(r.roundUp(s), 1, false)
 	}
-	if r.closer == p {
+	if r.closer == permit.p {
 		r.closed, r.closer = max(r.closed, s+r.hold), 0
 	}
 }
 
-// giveBack removes the permit p, which will not be used.
-func (r *ring) giveBack(p int64) {
-	if i := r.findOpen(r.latest(p)); i >= 0 {
+// giveBack removes a permit that will not be used.
+func (r *ring) giveBack(permit stamp) {
+	if i := r.findOpen(r.latest(permit)); i >= 0 {
 		r.remove(i)
 	}
-	if r.closer == p {
+	if r.closer == permit.p {
 		r.closer = 0
 	}
 }
 
 // grant adds one permit, so that every open stamp stays unique where stamps are
-// counted one by one, and returns its stamp: p or a little later.
-func (r *ring) grant(p int64) int64 {
+// counted one by one, and returns its stamp: p or a little later. A permit that
+// closes the destination has the usual slack, which closedUntil relies on.
+func (r *ring) grant(p int64, closes bool) stamp {
+	s := stamp{p, r.limit.slack()}
 	if r.limit.IsNone() {
-		return p
+		return s
+	}
+	if !closes && easyShare*(r.total+1) <= r.limit.Max {
+		s.slack = r.limit.easy()
 	}
 	if r.limit.bucket() == 1 {
-		for r.findOpen(r.latest(p)) >= 0 {
-			p++
+		for r.findOpen(r.latest(s)) >= 0 {
+			s.p++
 		}
 	}
-	r.add(r.latest(p), 1, true)
-	return p
+	r.add(r.latest(s), 1, true)
+	return s
 }
 
 // take appends up to want stamps that are legal and at most a run ahead of now.
 // With fewer, next is when asking again makes sense. With hold, there is at most
 // one, later than all that is out, and its dispatch closes the destination.
-func (r *ring) take(stamps []int64, now int64, want int, hold int64) (_ []int64, next int64) {
+func (r *ring) take(stamps []stamp, now int64, want int, hold int64) (_ []stamp, next int64) {
 	horizon, lead := now+r.limit.run(), r.limit.run()/2
 	r.high = max(r.high, now)
 	r.prune(r.high)
@@ -246,7 +269,7 @@ func (r *ring) take(stamps []int64, now int64, want int, hold int64) (_ []int64,
 			free := r.entries[released-1]
 			p = max(p, free.hi+r.limit.window())
 			if free.open {
-				free.hi -= r.limit.slack() + r.limit.bucket() - 1
+				free.hi -= r.limit.easy() + r.limit.bucket() - 1
 			}
 			lo = max(lo, free.hi+r.limit.window())
 		}
@@ -256,11 +279,12 @@ func (r *ring) take(stamps []int64, now int64, want int, hold int64) (_ []int64,
 		if p > horizon {
 			return stamps, nextAsk(now, lo, p, lead)
 		}
-		p = r.grant(p)
+		granted := r.grant(p, hold > 0)
+		p = granted.p
 		if t := r.limit.spacing(); t > 0 {
 			r.tat = max(p, r.tat) + t
 		}
-		stamps = append(stamps, p)
+		stamps = append(stamps, granted)
 		base, baseLo = max(base, p), max(baseLo, p)
 		if hold > 0 {
 			r.closed, r.closer, r.hold = closedHi, p, hold
@@ -283,16 +307,17 @@ func nextAsk(now, lo, p, lead int64) int64 {
 }
 
 // charge appends want stamps from now on, whatever the limit says.
-func (r *ring) charge(stamps []int64, now int64, want int, hold int64) []int64 {
+func (r *ring) charge(stamps []stamp, now int64, want int, hold int64) []stamp {
 	r.high = max(r.high, now)
 	p := now
 	for range want {
-		p = r.grant(p)
-		stamps = append(stamps, p)
+		granted := r.grant(p, true)
+		p = granted.p
+		stamps = append(stamps, granted)
 	}
 	if hold > 0 && want > 0 {
 		_, r.closed = r.closedUntil()
-		r.closer, r.hold = stamps[0], hold
+		r.closer, r.hold = stamps[0].p, hold
 	}
 	if t := r.limit.spacing(); t > 0 {
 		r.tat = max(p, r.tat) + t*int64(want)
