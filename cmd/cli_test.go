@@ -46,7 +46,12 @@ func params(dir string, before func(*testscript.Env) error) testscript.Params {
 	return testscript.Params{
 		Dir:                 dir,
 		RequireExplicitExec: true,
-		Setup:               before,
+		Setup: func(env *testscript.Env) error {
+			// Under the race detector every process would sleep for a second
+			// before it ends.
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
+			return before(env)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "sql": execSQL, "until": until, "signal": signalCommand, "repeat": repeat,
 		},
