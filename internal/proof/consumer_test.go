@@ -34,7 +34,7 @@ func (p *pipe) consumer(t *testing.T, ledger string, work time.Duration) *proces
 	return start(t, nil, []string{
 		roleVariable + "=" + consumerRole, queueVariable + "=" + p.queue,
 		ledgerVariable + "=" + ledger, workVariable + "=" + work.String(),
-	}, os.Args[0])
+	}, consumerPath)
 }
 
 // consume takes and acks messages until SIGTERM. Each line of the ledger is one

@@ -25,6 +25,9 @@ var long = os.Getenv("MVALVE_PROOF") == "long"
 // bin is the folder of the commands, built once.
 var bin string
 
+// consumerPath is the binary that plays the consumer.
+var consumerPath string
+
 func TestMain(m *testing.M) {
 	if os.Getenv(roleVariable) == consumerRole {
 		if err := consume(); err != nil {
@@ -45,19 +48,28 @@ func runTests(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	if out, err := build("mvalve", "mvalve-reader", "mvalve-writer"); err != nil {
-		fmt.Fprintf(os.Stderr, "build the commands: %v\n%s", err, out)
+	if err := build(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
 }
 
-func build(names ...string) ([]byte, error) {
-	args := []string{"build", "-o", bin + string(filepath.Separator)}
-	for _, name := range names {
-		args = append(args, "../../cmd/"+name)
+// build builds the commands, and with them the consumer if this binary is not
+// fit to be it.
+func build() error {
+	runs := [][]string{{"build", "-o", bin + string(filepath.Separator), "../../cmd/..."}}
+	consumerPath = os.Args[0]
+	if raceDetector {
+		consumerPath = filepath.Join(bin, "consumer")
+		runs = append(runs, []string{"test", "-c", "-o", consumerPath, "."})
 	}
-	return exec.Command("go", args...).CombinedOutput()
+	for _, args := range runs {
+		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("go %s: %w: %s", args[0], err, out)
+		}
+	}
+	return nil
 }
 
 // shortOrLong picks a value for the form that runs.

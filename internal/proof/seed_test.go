@@ -50,7 +50,7 @@ func TestDuration(t *testing.T) {
 	t.Parallel()
 	n, gap := shortOrLong(4, 8), shortOrLong(time.Second, 3*time.Second)
 	p := newPipe(t, onSQLite)
-	p.limit(t, "*", "1/100ms")
+	p.limit(t, "*", "10/1s")
 	reader := p.reader(t, "--count", fmt.Sprint(n))
 	p.write(t, backlog(n, "a"), "--header", fmt.Sprintf("X-Mvalve-Duration=%v", gap.Seconds()))
 	reader.wait(t, time.Duration(n)*gap+20*time.Second)
