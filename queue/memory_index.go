@@ -135,6 +135,6 @@ func (t *memTable) remove(r *row) {
 // ref returns the reference to r as it lies in t.
 func (t *memTable) ref(r *row) Ref {
 	ref := r.msg.Ref()
-	ref.Table = t.lane
+	ref.Table, ref.Size = t.lane, len(r.headers)+len(r.msg.Body)
 	return ref
 }

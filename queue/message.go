@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math/bits"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -118,7 +119,7 @@ func (m *Message) Ref() Ref {
 	return Ref{
 		ID: m.ID, Destination: m.Destination, Table: m.Table(), Lane: m.Lane,
 		Priority: m.Priority, ReadyAt: Micros(m.ReadyAt), ExpiresAt: Micros(m.ExpiresAt),
-		EnqueuedAt: Micros(m.EnqueuedAt), Hold: m.Hold, Attempts: m.Attempts,
+		EnqueuedAt: Micros(m.EnqueuedAt), Hold: m.Hold, Attempts: m.Attempts, Size: m.stored(),
 	}
 }
 
@@ -130,6 +131,17 @@ func (m *Message) Size() int {
 	}
 	return n
 }
+
+// stored returns how many bytes of headers and body are stored.
+func (m *Message) stored() int {
+	n := len(m.Body)
+	for _, h := range m.Headers {
+		n += uvarintLen(len(h.Name)) + len(h.Name) + uvarintLen(len(h.Value)) + len(h.Value)
+	}
+	return n
+}
+
+func uvarintLen(n int) int { return (bits.Len64(uint64(n)|1) + 6) / 7 }
 
 // CheckDestination reports, wrapping ErrInvalid, why s cannot be a destination.
 func CheckDestination(s string) error {

@@ -45,6 +45,7 @@ type Ref struct {
 	ExpiresAt   int64
 	EnqueuedAt  int64
 	Hold        time.Duration
+	Size        int // bytes of the stored headers and the body
 }
 
 // Cursor is a position in a lane: rows after (ReadyAt, ID) come next. ReadyAt

@@ -46,12 +46,14 @@ func (w *window) late(now time.Time) {
 	}
 }
 
+// aheadBytes is the most bytes of bodies on the way; one message may exceed it.
+const aheadBytes = 32 << 20
+
 // goAhead counts e, of class c, as on the way. The mutex is held.
 func (r *Reader) goAhead(e *entry, c class) {
-	if c != unlimited {
-		e.ahead, e.class = true, c
-		r.ahead[c].out++
-	}
+	e.ahead, e.class = true, c
+	r.ahead[c].out++
+	r.bytes += e.ref.Size
 }
 
 // stopAhead ends goAhead. The mutex is held.
@@ -59,5 +61,6 @@ func (r *Reader) stopAhead(e *entry) {
 	if e.ahead {
 		e.ahead = false
 		r.ahead[e.class].out--
+		r.bytes -= e.ref.Size
 	}
 }

@@ -41,6 +41,7 @@ type entry struct {
 	permit     throttle.Permit
 	permitted  bool // permit is valid and unused
 	limited    bool // leaves only with a permit
+	holds      bool // its own duration holds the destination
 	ahead      bool // counted in Reader.ahead of class
 	class      class
 	heldSince  time.Time // while in destination.held

@@ -40,6 +40,7 @@ type Reader struct {
 	x         *index
 	rings     [classes]rings
 	ahead     [classes]window
+	bytes     int // of bodies on the way to their dispatch
 	turn      int
 	jobs      [classes]int
 	refills   []*destination
@@ -306,7 +307,7 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 		r.touch(e.dest, now)
 		r.wakeUp()
 		return nil, nil
-	case now.Add(r.cfg.Lease / 2).After(e.leaseUntil),
+	case r.blocked(e, now), now.Add(r.cfg.Lease / 2).After(e.leaseUntil),
 		e.ref.ExpiresAt != 0 && e.ref.ExpiresAt <= now.UnixMicro():
 		e.sub.out--
 		r.giveBack(e)
@@ -316,12 +317,30 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 		r.limiter.Dispatched(e.permit, now)
 		e.permitted = false
 		r.ahead[e.class].used()
-		r.stopAhead(e)
 	}
+	r.stopAhead(e)
 	e.phase = out
 	r.stats.Dispatched++
 	r.count(actionDequeue, e.dest.name)
 	return &Delivery{Message: e.message, DispatchedAt: now, Attempt: e.ref.Attempts, entry: e, reader: r}, nil
+}
+
+// blocked reports whether e, prepared a while ago, must not go any more: its
+// destination was paused or held, or it was superseded. The mutex is held.
+func (r *Reader) blocked(e *entry, now time.Time) bool {
+	if e.holds {
+		return false // the hold is its own
+	}
+	r.refresh(e.dest)
+	if e.dest.rule.Paused {
+		return true
+	}
+	h, ok := r.rules.Hold(e.dest.name)
+	if !ok || rank(&e.ref) == 0 && h.Reason == holdEmergency {
+		return false
+	}
+	superseded := e.ref.Lane != queue.Emergency && e.ref.EnqueuedAt < queue.Micros(h.SupersededBefore)
+	return superseded || h.Until.After(now)
 }
 
 // lapse gives a permit back whose time has passed. The mutex is held.

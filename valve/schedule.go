@@ -266,7 +266,7 @@ func (r *Reader) pick(now time.Time) []*job {
 		eligible += r.rings[c].len()
 	}
 	quantum := min(max(demand/max(1, eligible), 1), maxQuantum)
-	for demand > 0 {
+	for demand > 0 && r.bytes < aheadBytes {
 		c, ok := r.nextClass(&open)
 		if !ok {
 			break
@@ -398,7 +398,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	if it == nil || it.sub != sub {
 		it = &item{d: d, sub: sub, limit: d.rule.Limit, limited: d.rule.Limit.Max > 0}
 	}
-	before := len(it.entries)
+	before, bytes := len(it.entries), r.bytes
 	n += before
 	if d.rule.MaxInFlight > 0 {
 		n = min(n, before+d.rule.MaxInFlight-d.busy())
@@ -409,7 +409,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 		r.assign(it, e, false)
 	}
 	hold, _ := r.rules.Hold(d.name)
-	for len(it.entries) < n && len(d.ready) > 0 {
+	for len(it.entries) < n && len(d.ready) > 0 && bytes < aheadBytes {
 		if r.discardHead(d, hold, now) {
 			continue
 		}
@@ -421,10 +421,15 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 			break
 		}
 		r.x.popReady(d)
+		bytes += head.ref.Size
 		r.assign(it, head, true)
 		it.charge = bypass
 		if spaced {
 			it.hold, it.limited = head.ref.Hold, true
+			break
+		}
+		if urgent && head.ref.Hold > 0 {
+			d.asking = true // what follows must see the hold that the job sets
 			break
 		}
 	}

@@ -535,6 +535,53 @@ func TestEmergencyHoldsAndDrops(t *testing.T) {
 	}
 }
 
+// What lies ready in a subscription when its destination is held, paused or
+// superseded does not go.
+func TestPreparedMessagesObeyHolds(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer p.close(r)
+		s, err := r.Subscribe(valve.Filter{Globs: []string{"d"}}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := func() string {
+			t.Helper()
+			d, err := s.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.ack(d)
+			return string(d.Message.Body)
+		}
+		alarm := text("d", "alarm")
+		alarm.Lane, alarm.Hold = queue.Emergency, 10*time.Second
+		p.insert(text("d", "1"), alarm)
+		start := time.Now()
+		if got := next(); got != "alarm" {
+			t.Fatalf("got %q first", got)
+		}
+		if got := next(); got != "1" || time.Since(start) < 10*time.Second {
+			t.Errorf("got %q %v after the alarm; want 1 after 10s", got, time.Since(start))
+		}
+		p.insert(text("d", "2"))
+		synctest.Wait() // prepared
+		if _, err := throttle.Pause(t.Context(), p.rules, p.w.Now(), "d"); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(30*time.Second, func() {
+			if _, err := throttle.Resume(t.Context(), p.rules, p.w.Now(), "d"); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Second)
+		start = time.Now()
+		if got := next(); got != "2" || time.Since(start) < 29*time.Second {
+			t.Errorf("got %q %v after the pause; want 2 once it ended", got, time.Since(start))
+		}
+	})
+}
+
 func TestSlowDestinationLeavesWorkersToOthers(t *testing.T) {
 	inPipe(t, func(t *testing.T, p *pipe) {
 		r := p.reader(func(c *valve.ReaderConfig) { c.Wait = 0 })

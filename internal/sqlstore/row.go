@@ -19,14 +19,14 @@ const (
 
 // Columns are the columns of q_emerg, q_timed, q_incoming and, before dead_at
 // and reason, of q_dead, in the order of AppendArgs and Row.
-const Columns = "id, destination, priority, lane, ready_at, expires_at, enqueued_at, hold, attempts, " +
+const Columns = "id, destination, priority, lane, ready_at, expires_at, enqueued_at, hold, size, attempts, " +
 	"lease_until, lease_token, checksum, headers, body"
 
 // ColumnCount is how many Columns there are.
-const ColumnCount = 14
+const ColumnCount = 15
 
 // RefColumns are the first of Columns, all that a queue.Ref needs.
-const RefColumns = "id, destination, priority, lane, ready_at, expires_at, enqueued_at, hold, attempts"
+const RefColumns = "id, destination, priority, lane, ready_at, expires_at, enqueued_at, hold, size, attempts"
 
 // Table returns the name of the table in which rows of lane l lie, "" for no lane.
 func Table(l queue.Lane) string {
@@ -60,7 +60,7 @@ func AppendArgs(dst []any, m *queue.Message) []any {
 	return append(dst,
 		m.ID[:], m.Destination, StoredPriority(m.Priority), int64(m.Lane),
 		queue.Micros(m.ReadyAt), queue.Micros(m.ExpiresAt), queue.Micros(m.EnqueuedAt),
-		m.Hold.Microseconds(), int64(m.Attempts),
+		m.Hold.Microseconds(), int64(len(headers)+len(m.Body)), int64(m.Attempts),
 		queue.Micros(m.LeaseUntil), m.LeaseToken[:],
 		int64(queue.Checksum(m, headers)), headers, body)
 }
@@ -68,16 +68,16 @@ func AppendArgs(dst []any, m *queue.Message) []any {
 // RefRow receives RefColumns. Use: rows.Scan(r.Dest()...), then Ref. One RefRow
 // may be reused for all rows of a query.
 type RefRow struct {
-	id                                                      []byte
-	destination                                             string
-	priority, lane, ready, expires, enqueued, hold, attempt int64
+	id                                                            []byte
+	destination                                                   string
+	priority, lane, ready, expires, enqueued, hold, size, attempt int64
 }
 
 // Dest returns the scan destinations for RefColumns.
 func (r *RefRow) Dest() []any { return r.appendDest(nil) }
 
 func (r *RefRow) appendDest(dst []any) []any {
-	return append(dst, &r.id, &r.destination, &r.priority, &r.lane, &r.ready, &r.expires, &r.enqueued, &r.hold, &r.attempt)
+	return append(dst, &r.id, &r.destination, &r.priority, &r.lane, &r.ready, &r.expires, &r.enqueued, &r.hold, &r.size, &r.attempt)
 }
 
 // Ref returns the reference to the row in table. A row whose id is not 16 bytes
@@ -86,7 +86,7 @@ func (r *RefRow) Ref(table queue.Lane) (queue.Ref, error) {
 	ref := queue.Ref{
 		Destination: r.destination, Table: table, Lane: queue.Lane(r.lane),
 		Priority: PriorityOf(r.priority), Attempts: int(r.attempt), ReadyAt: r.ready,
-		ExpiresAt: r.expires, EnqueuedAt: r.enqueued, Hold: time.Duration(r.hold) * time.Microsecond,
+		ExpiresAt: r.expires, EnqueuedAt: r.enqueued, Hold: time.Duration(r.hold) * time.Microsecond, Size: int(r.size),
 	}
 	if len(r.id) != len(ref.ID) {
 		return ref, fmt.Errorf("%w: id of %d bytes in %s", queue.ErrCorrupt, len(r.id), Table(table))

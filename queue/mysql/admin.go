@@ -220,7 +220,7 @@ func redrive(ctx context.Context, r runner, now time.Time, refs []queue.Ref) err
 		}
 		size := paddedSize(len(index))
 		text := "INSERT INTO " + sqlstore.Table(lane) + " (" + sqlstore.Columns + ") SELECT id, destination, priority, lane, ?, " +
-			"expires_at, enqueued_at, hold, 0, 0, '', checksum, headers, body FROM q_dead" + byKey + " WHERE " + keyWhere(queue.Dead, size)
+			"expires_at, enqueued_at, hold, size, 0, 0, '', checksum, headers, body FROM q_dead" + byKey + " WHERE " + keyWhere(queue.Dead, size)
 		n, err := r.exec(ctx, text, keyArgs([]any{ready}, queue.Dead, refs, index, size)...)
 		if err != nil {
 			return err

@@ -122,10 +122,10 @@ func appendRow(args []any, m *queue.Message, plain bool) []any {
 	if !plain {
 		return args
 	}
-	row := args[start:] // id, destination, priority, lane, 0, 0, enqueued_at, 0, 0, 0, 0, checksum, headers, body
-	row[4] = row[6]
-	copy(row[5:8], row[11:14])
-	return args[:start+8]
+	row := args[start:] // id, destination, priority, lane, 0, 0, enqueued_at, 0, size, 0, 0, 0, checksum, headers, body
+	row[4], row[5] = row[6], row[8]
+	copy(row[6:9], row[12:15])
+	return args[:start+9]
 }
 
 // inTable returns the messages that lie in table, without copying if all do.

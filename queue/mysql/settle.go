@@ -192,7 +192,7 @@ func (w *settler) move(g sqlstore.Group, part []int) error {
 	var text string
 	var args []any
 	from := " FROM " + sqlstore.Table(g.Table) + byKey + " WHERE " + keyWhere(g.Table, maxMoves) + fence
-	const upTo, rest = "SELECT id, destination, priority, lane, ", ", expires_at, enqueued_at, hold, attempts, 0, '', checksum, headers, body"
+	const upTo, rest = "SELECT id, destination, priority, lane, ", ", expires_at, enqueued_at, hold, size, attempts, 0, '', checksum, headers, body"
 	if g.Verb == queue.Retry {
 		var when string
 		when, args = w.perRow(part, "ready_at", w.dueAt)

@@ -63,7 +63,7 @@ func insertText(table queue.Lane, size int) string {
 func plainText(table queue.Lane, size int) string {
 	return cached.get("plain", table, size, func() string {
 		return "INSERT INTO " + sqlstore.Table(table) + " (" + sqlstore.Columns + ") VALUES " +
-			repeat("(?, ?, ?, ?, 0, 0, ?, 0, 0, 0, '', ?, ?, ?)", size)
+			repeat("(?, ?, ?, ?, 0, 0, ?, 0, ?, 0, 0, '', ?, ?, ?)", size)
 	})
 }
 

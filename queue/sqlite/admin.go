@@ -185,7 +185,7 @@ func redriveRow(c *conn, now time.Time, ref queue.Ref) error {
 		ready = queue.Micros(now)
 	}
 	_, err := c.exec("INSERT OR REPLACE INTO "+sqlstore.Table(ref.Lane)+" ("+sqlstore.Columns+") SELECT id, destination, priority, lane, ?,"+
-		" expires_at, enqueued_at, hold, 0, 0, zeroblob(16), checksum, headers, body FROM q_dead WHERE id = ?", ready, ref.ID[:])
+		" expires_at, enqueued_at, hold, size, 0, 0, zeroblob(16), checksum, headers, body FROM q_dead WHERE id = ?", ready, ref.ID[:])
 	return err
 }
 

@@ -21,6 +21,7 @@ const messageColumns = `
   expires_at  INTEGER NOT NULL,
   enqueued_at INTEGER NOT NULL,
   hold        INTEGER NOT NULL,
+  size        INTEGER NOT NULL,
   attempts    INTEGER NOT NULL,
   lease_until INTEGER NOT NULL,
   lease_token BLOB    NOT NULL,
