@@ -152,7 +152,7 @@ func (p *pipe) untouched(name, label string, want int) error {
 	var after queue.Cursor
 	seen, touched := 0, 0
 	for {
-		letters, err := admin.Peek(p.s.c.Context, queue.Incoming, name, after, 5000)
+		letters, err := admin.Peek(p.s.c.Context, queue.Incoming, "", after, 5000)
 		if err != nil {
 			return err
 		}
@@ -160,11 +160,14 @@ func (p *pipe) untouched(name, label string, want int) error {
 			break
 		}
 		for _, l := range letters {
+			after = queue.Cursor{ID: l.Message.ID}
+			if l.Message.Destination != name {
+				continue
+			}
 			seen++
 			if l.Message.Attempts != 0 || !l.Message.LeaseToken.IsZero() {
 				touched++
 			}
-			after = queue.Cursor{ID: l.Message.ID}
 		}
 	}
 	if seen != want {
