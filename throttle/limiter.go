@@ -43,7 +43,10 @@ type Grant struct {
 	Permits   []Permit
 	NotBefore time.Time
 	Stale     bool
-	Err       error // wraps state.ErrUnavailable, ...: nothing granted
+	// Out says that permits of the destination are out that may come back
+	// unused, before NotBefore.
+	Out bool
+	Err error // wraps state.ErrUnavailable, ...: nothing granted
 }
 
 // Taker is the part of Limiter that a scheduler uses.

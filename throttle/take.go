@@ -23,6 +23,8 @@ const (
 	// ttlRoom is asked for at once, so that clocks that differ a little and
 	// permits ahead do not take a second round.
 	ttlRoom = time.Second
+	// outFor is how long after its time a permit may come back, in µs.
+	outFor = 2_000_000
 	// freePermit is how long a permit may be used where there is no limit.
 	freePermit = time.Hour
 )
@@ -235,6 +237,7 @@ func (j *job) finish(err error) {
 		g.Stale = j.stale
 		if !j.stale {
 			g.Permits = j.permits()
+			g.Out = j.ring.lastOpen() > j.now-outFor
 			if j.next != 0 {
 				g.NotBefore = time.UnixMicro(j.next).UTC()
 			}

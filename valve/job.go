@@ -19,6 +19,17 @@ const (
 	leaseTries = 3
 )
 
+// askAgain is how soon the limiter is asked again while permits are out that may
+// come back unused.
+const askAgain = time.Second
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 // holdEmergency is the reason of holds that emergencies set; emergencies pass them.
 const holdEmergency = "emergency"
 
@@ -33,7 +44,7 @@ func (r *Reader) run(j *job) {
 	now := r.clock.Now()
 	for _, it := range j.items {
 		for _, p := range it.spare {
-			r.limiter.Return(p)
+			r.unused(it.d, p)
 		}
 	}
 	r.mu.Unlock()
@@ -98,6 +109,10 @@ func (r *Reader) takePermits(ctx context.Context, j *job) {
 func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 	d := it.d
 	d.notBefore, d.why = g.NotBefore, "limit"
+	if g.Out {
+		// Permits of other readers are out; one that comes back unused is free.
+		d.notBefore = earlier(d.notBefore, now.Add(askAgain))
+	}
 	if g.Err != nil {
 		r.warnLimiter(now, d.name, g.Err)
 		d.notBefore, d.why = now.Add(retryPause), "limiter unreachable"
@@ -221,6 +236,9 @@ func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
 	it.entries = kept
 	if missing > 0 {
 		it.d.more = true // what the index says about it is not what the store has
+		if !it.limited && !r.mine(it.d.name) {
+			it.d.readySince = r.clock.Now() // somebody else is at it
+		}
 	}
 	return missing > 0
 }
@@ -344,7 +362,7 @@ func (r *Reader) hold(e *entry) {
 func (r *Reader) giveBack(e *entry) {
 	r.stopAhead(e)
 	if e.permitted {
-		r.limiter.Return(e.permit)
+		r.unused(e.dest, e.permit)
 		e.permitted = false
 	}
 	if e.leaseUntil.IsZero() {
@@ -363,7 +381,7 @@ func (r *Reader) takeBack(e *entry) {
 	defer r.mu.Unlock()
 	e.sub.out--
 	if e.permitted {
-		r.limiter.Return(e.permit)
+		r.unused(e.dest, e.permit)
 		e.permitted = false
 	}
 	if r.closing || e.limited {

@@ -345,10 +345,17 @@ func (r *Reader) blocked(e *entry, now time.Time) bool {
 
 // lapse gives a permit back whose time has passed. The mutex is held.
 func (r *Reader) lapse(e *entry, now time.Time) {
-	r.limiter.Return(e.permit)
+	r.unused(e.dest, e.permit)
 	e.permitted = false
 	r.ahead[e.class].late(now)
 	r.stats.Lapsed++
+}
+
+// unused gives a permit back. Asking again makes sense at once: the next request
+// takes the note along that frees its slot. The mutex is held.
+func (r *Reader) unused(d *destination, p throttle.Permit) {
+	r.limiter.Return(p)
+	d.notBefore = time.Time{}
 }
 
 // emptyError says what the reader's next message waits for.

@@ -143,7 +143,8 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 	}
 	at, why := now, ""
 	urgent := d.urgent()
-	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && !(urgent && h.Reason == holdEmergency) {
+	own := len(d.held) > 0 && d.held[0].holds
+	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && !own && !(urgent && h.Reason == holdEmergency) {
 		at, why = h.Until, whyHold
 	}
 	if d.notBefore.After(at) && !(urgent && r.cfg.Emergency == Bypass) {
@@ -403,13 +404,20 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	if d.rule.MaxInFlight > 0 {
 		n = min(n, before+d.rule.MaxInFlight-d.busy())
 	}
-	for len(it.entries) < n && len(d.held) > 0 {
+	for len(it.entries) < n && len(d.held) > 0 && it.hold == 0 {
 		e := d.held[0]
+		spaced := rank(&e.ref) != 0 && e.ref.Hold > 0
+		if spaced && len(it.entries) > 0 {
+			break
+		}
 		d.held = d.held[1:]
 		r.assign(it, e, false)
+		if spaced {
+			it.hold, it.limited = e.ref.Hold, true
+		}
 	}
 	hold, _ := r.rules.Hold(d.name)
-	for len(it.entries) < n && len(d.ready) > 0 && bytes < aheadBytes {
+	for it.hold == 0 && len(it.entries) < n && len(d.ready) > 0 && bytes < aheadBytes {
 		if r.discardHead(d, hold, now) {
 			continue
 		}
@@ -417,7 +425,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 		urgent := rank(&head.ref) == 0
 		bypass := urgent && r.cfg.Emergency == Bypass && it.limited
 		spaced := !urgent && head.ref.Hold > 0
-		if len(it.entries) > 0 && (spaced || bypass != it.charge) || spaced && it.limited && it.hold > 0 {
+		if len(it.entries) > 0 && (spaced || bypass != it.charge) {
 			break
 		}
 		r.x.popReady(d)
