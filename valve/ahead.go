@@ -7,8 +7,8 @@ import "time"
 // callers are at the moment; like a TCP sender (RFC 5681) the reader finds out:
 // it widens while permits are used in time and halves when one lapsed.
 const (
-	aheadStart = 64
-	aheadLeast = 8
+	aheadStart = 256
+	aheadLeast = 128
 	aheadMost  = 2 * jobItems
 	// aheadPause is the least time between two halvings.
 	aheadPause = 100 * time.Millisecond
@@ -33,7 +33,7 @@ func (w *window) limit() int {
 func (w *window) used() {
 	step := 1.0
 	if w.lapsed {
-		step = min(1, 8/float64(w.limit()))
+		step = min(1, 64/float64(w.limit()))
 	}
 	w.room = min(float64(w.limit())+step, aheadMost)
 }
