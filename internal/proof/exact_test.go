@@ -47,6 +47,9 @@ func exact(t *testing.T, backend string, n int, span time.Duration) {
 	}
 	readers := p.readers(t, n)
 	measure(span)
+	if len(dispatches(t, readers...)["day"]) < 5 {
+		t.Log(p.mvalve(t, "explain", "day"))
+	}
 	stopAll(t, readers...)
 	log := dispatches(t, readers...)
 	for _, l := range limits {
