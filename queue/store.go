@@ -164,10 +164,11 @@ type Sizer interface {
 	MaxBody() int
 }
 
-// DirtyChecker is implemented by stores that can tell cheaply whether anything
-// was committed by others since the last call (SQLite's data_version).
+// DirtyChecker is implemented by stores that can tell more cheaply than by Scan
+// whether there may be something new. A commit out of id order, and what becomes
+// due in q_timed, may go unnoticed: readers look for those from time to time.
 type DirtyChecker interface {
-	// Dirty returns a number that changes when another connection commits.
+	// Dirty returns a number that changes when a newer message is committed.
 	Dirty(ctx context.Context) (int64, error)
 }
 

@@ -21,8 +21,10 @@ const (
 const (
 	// jobItems is the most messages one job leases.
 	jobItems = 1000
-	// jobsPerClass is how many jobs of a class may be under way.
-	jobsPerClass = 3
+	// jobsPlain and jobsLimited are how many jobs of a class may be under way:
+	// those that ask the limiter first wait for two commits.
+	jobsPlain   = 3
+	jobsLimited = 8
 	// othersWait is how long a destination that another reader prefers must
 	// have been eligible before this reader takes it.
 	othersWait = 50 * time.Millisecond
@@ -31,6 +33,13 @@ const (
 	expressShare = 4
 	maxQuantum   = 64
 )
+
+func (c class) jobs() int {
+	if c == unlimited {
+		return jobsPlain
+	}
+	return jobsLimited
+}
 
 // item is what a job does for one destination.
 type item struct {
@@ -237,7 +246,7 @@ func (r *Reader) maybeDrop(d *destination) {
 func (r *Reader) nextClass(open *[classes]*job) (class, bool) {
 	best, found := class(0), false
 	for c := range classes {
-		full := r.jobs[c] >= jobsPerClass || open[c] != nil && open[c].n >= jobItems
+		full := r.jobs[c] >= c.jobs() || open[c] != nil && open[c].n >= jobItems
 		if full || r.rings[c].len() == 0 || c != unlimited && r.ahead[c].out >= r.ahead[c].limit() {
 			continue
 		}
