@@ -85,7 +85,7 @@ func TestExactAlone(t *testing.T) {
 func TestReaderKilled(t *testing.T) {
 	for _, backend := range shortOrLong([]string{onMemcached}, backends) {
 		t.Run(backend, func(t *testing.T) {
-			t.Parallel()
+			alone(t)
 			p := newPipe(t, backend)
 			limit := checker.Limit{Max: 100, Window: time.Second}
 			span := shortOrLong(8*time.Second, 40*time.Second)
@@ -113,7 +113,7 @@ func TestReaderKilled(t *testing.T) {
 // TestTwoDefaults: two readers started with different --limit apply one, and the
 // second says so.
 func TestTwoDefaults(t *testing.T) {
-	t.Parallel()
+	alone(t)
 	p := newPipe(t, onSQLite)
 	p.write(t, backlog(200, "a"))
 	first := p.reader(t, "--limit", "10/1s")

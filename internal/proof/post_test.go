@@ -51,7 +51,7 @@ func (r *receiver) count(name string) int {
 // TestSlowReceiver: one destination answers late to all its requests; the others
 // keep their rate although the concurrency is small.
 func TestSlowReceiver(t *testing.T) {
-	t.Parallel()
+	alone(t)
 	late, span := shortOrLong(4*time.Second, 30*time.Second), shortOrLong(6*time.Second, 70*time.Second)
 	r := newReceiver(t, late)
 	p := newPipe(t, onSQLite)

@@ -80,6 +80,14 @@ func shortOrLong[T any](inShort, inLong T) T {
 	return inShort
 }
 
+// alone runs a test beside others only in the short form: the long one judges
+// how much of a limit is used, or how long something takes.
+func alone(t *testing.T) {
+	if !long {
+		t.Parallel()
+	}
+}
+
 // measure lets the processes run for d: the span of a measurement, never a wait
 // for something to happen.
 func measure(d time.Duration) { <-time.After(d) }

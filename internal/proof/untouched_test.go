@@ -23,7 +23,7 @@ var coldMessages = shortOrLong(20, 200)
 // not delay others.
 func TestUntouched(t *testing.T) {
 	t.Run(onMariaDB, func(t *testing.T) {
-		t.Parallel()
+		alone(t)
 		server := testserver.OwnMariaDB(t, "--userstat=1")
 		p := &pipe{queue: server.URL}
 		p.init(t)
@@ -31,7 +31,7 @@ func TestUntouched(t *testing.T) {
 		untouched(t, p, db, func() int64 { return rowsChanged(t, db, server.Database) })
 	})
 	t.Run(onSQLite, func(t *testing.T) {
-		t.Parallel()
+		alone(t)
 		p := newPipe(t, onSQLite)
 		db, err := sql.Open("sqlite", "file:"+strings.TrimPrefix(p.queue, "sqlite:")+"?mode=ro")
 		if err != nil {
