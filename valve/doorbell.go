@@ -88,7 +88,7 @@ func (r *ringer) send() {
 			_, _ = r.conn.WriteToUDP(bellMessage, to) // best effort: polling finds the message too
 		}
 		r.mu.Unlock()
-		time.Sleep(ringGap) // paces datagrams; a ring in between is remembered
+		time.Sleep(ringGap) //nolint:forbidigo // paces datagrams; a ring in between is remembered
 	}
 }
 

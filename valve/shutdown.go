@@ -111,6 +111,6 @@ func (r *Reader) Pending(ctx context.Context) (Pending, error) {
 			}
 		}
 	}
-	p.Empty = *r.emptyError(r.main).(*EmptyError)
+	p.Empty = *r.emptyError(r.main)
 	return p, nil
 }

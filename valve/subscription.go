@@ -3,6 +3,7 @@ package valve
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -111,7 +112,7 @@ func (s *Subscription) Next(ctx context.Context) (*Delivery, error) {
 			return nil, err
 		}
 		d, err := s.r.dispatch(ctx, e)
-		if d != nil || err != nil {
+		if !errors.Is(err, errWentBack) {
 			return d, err
 		}
 	}

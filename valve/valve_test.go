@@ -17,6 +17,11 @@ import (
 	"github.com/mvalve/mvalve/valve"
 )
 
+// pass lets virtual time pass.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // in a synctest bubble: nothing waits for real
+}
+
 // pipe is a pipe in memory, in virtual time.
 type pipe struct {
 	t     *testing.T
@@ -200,7 +205,7 @@ func TestEmptySaysWhy(t *testing.T) {
 		}
 		p.limit("a", "1/1m")
 		p.insert(text("a", "1"), text("a", "2"))
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		p.ack(p.next(r))
 		_, err = r.Next(t.Context())
 		if !errors.As(err, &empty) || empty.Why != "limit" || empty.Destination != "a" {
@@ -366,7 +371,7 @@ func TestThrottledHoldsTheDestinationForAllReaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.insert(text("x", "2"))
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if _, err := b.Next(t.Context()); !errors.Is(err, valve.ErrEmpty) {
 			t.Fatalf("the other reader got %v within the hold", err)
 		}
@@ -402,7 +407,7 @@ func TestLeaseRunsOut(t *testing.T) {
 		if err := second.Extend(t.Context(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(30 * time.Second)
+		pass(30 * time.Second)
 		p.ack(second)
 		if err := second.Ack(t.Context()); !errors.Is(err, valve.ErrLeaseLost) {
 			t.Errorf("second Ack: %v; want ErrLeaseLost", err)
@@ -506,13 +511,13 @@ func TestEmergencyHoldsAndDrops(t *testing.T) {
 				urgent := text("d", "fire")
 				urgent.Headers = queue.Headers{{Name: valve.HeaderEmergency, Value: "1"}, {Name: valve.HeaderDuration, Value: "20"}}
 				p.insert(text("d", "old"))
-				time.Sleep(time.Millisecond)
+				pass(time.Millisecond)
 				p.insert(urgent)
 				start := time.Now()
 				if got := p.bodies(r, 1)[0]; got != "fire" {
 					t.Fatalf("got %q first", got)
 				}
-				time.Sleep(time.Second)
+				pass(time.Second)
 				p.insert(text("d", "new"), text("other", "free"))
 				if got := p.bodies(r, 1)[0]; got != "free" {
 					t.Fatalf("got %q; other destinations must not wait", got)
@@ -574,7 +579,7 @@ func TestPreparedMessagesObeyHolds(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		time.Sleep(time.Second)
+		pass(time.Second)
 		start = time.Now()
 		if got := next(); got != "2" || time.Since(start) < 29*time.Second {
 			t.Errorf("got %q %v after the pause; want 2 once it ended", got, time.Since(start))
@@ -595,7 +600,7 @@ func TestSlowDestinationLeavesWorkersToOthers(t *testing.T) {
 			go func() {
 				for d := range r.All(ctx) {
 					if d.Message.Destination == "slow" {
-						time.Sleep(30 * time.Second)
+						pass(30 * time.Second)
 					} else {
 						quick <- struct{}{}
 					}
@@ -603,12 +608,12 @@ func TestSlowDestinationLeavesWorkersToOthers(t *testing.T) {
 				}
 			}()
 		}
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if n := len(quick); n != 200 {
 			t.Errorf("%d quick messages in the first second; want all 200", n)
 		}
 		cancel()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 	})
 }
 

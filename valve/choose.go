@@ -1,0 +1,178 @@
+package valve
+
+import (
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/throttle"
+)
+
+// match finds a subscription with demand for d and how many messages it takes.
+// Without one, d is parked with those that would want it.
+func (r *Reader) match(d *destination) (*Subscription, int) {
+	var wanting []*Subscription
+	try := func(s *Subscription) (*Subscription, int) {
+		demand := s.demand()
+		room := demand - s.spare()
+		if d.busy() == 0 && demand > 0 {
+			room = max(room, 1)
+		}
+		if room > 0 {
+			return s, room
+		}
+		wanting = append(wanting, s)
+		return nil, 0
+	}
+	for i := range r.exact[d.name] {
+		list := r.exact[d.name]
+		if s, room := try(list[(i+r.turn)%len(list)]); s != nil {
+			return s, room
+		}
+	}
+	for i := range r.wild {
+		s := r.wild[(i+r.turn)%len(r.wild)]
+		if !s.filter.Match(d.name) {
+			continue
+		}
+		if s, room := try(s); s != nil {
+			return s, room
+		}
+	}
+	for _, s := range wanting {
+		d.parked = true
+		if s.demand() > 0 {
+			s.reserved[d] = struct{}{}
+		} else {
+			s.noCredit[d] = struct{}{}
+		}
+	}
+	return nil, 0
+}
+
+// unpark lets destinations compete again for subscriptions that have demand.
+func (r *Reader) unpark() {
+	for _, s := range r.subs {
+		demand := s.demand()
+		if demand <= 0 {
+			continue
+		}
+		r.unparkSome(s.noCredit, demand)
+		if demand > s.spare() {
+			r.unparkSome(s.reserved, demand)
+		}
+	}
+}
+
+func (r *Reader) unparkSome(set map[*destination]struct{}, n int) {
+	for d := range set {
+		if n--; n < 0 {
+			return
+		}
+		delete(set, d)
+		if d.parked {
+			d.parked = false
+			r.enqueue(d)
+		}
+	}
+}
+
+// choose takes up to n entries of d for sub into j and returns how many it took.
+func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now time.Time) int {
+	it := d.open // of an earlier turn of this pick
+	if it == nil || it.sub != sub {
+		it = &item{d: d, sub: sub, limit: d.rule.Limit, limited: d.rule.Limit.Max > 0}
+	}
+	before, bytes := len(it.entries), r.bytes
+	n += before
+	if d.rule.MaxInFlight > 0 {
+		n = min(n, before+d.rule.MaxInFlight-d.busy())
+	}
+	for len(it.entries) < n && len(d.held) > 0 && it.hold == 0 {
+		e := d.held[0]
+		spaced := rank(&e.ref) != 0 && e.ref.Hold > 0
+		if spaced && len(it.entries) > 0 {
+			break
+		}
+		d.held = d.held[1:]
+		r.assign(it, e, false)
+		if spaced {
+			it.hold, it.limited = e.ref.Hold, true
+		}
+	}
+	hold, _ := r.rules.Hold(d.name)
+	for it.hold == 0 && len(it.entries) < n && len(d.ready) > 0 && bytes < aheadBytes {
+		if r.discardHead(d, hold, now) {
+			continue
+		}
+		head := d.ready[0]
+		urgent := rank(&head.ref) == 0
+		bypass := urgent && r.cfg.Emergency == Bypass && it.limited
+		spaced := !urgent && head.ref.Hold > 0
+		if len(it.entries) > 0 && (spaced || bypass != it.charge) {
+			break
+		}
+		r.x.popReady(d)
+		bytes += head.ref.Size
+		r.assign(it, head, true)
+		it.charge = bypass
+		if spaced {
+			it.hold, it.limited = head.ref.Hold, true
+			break
+		}
+		if urgent && head.ref.Hold > 0 {
+			d.asking = true // what follows must see the hold that the job sets
+			break
+		}
+	}
+	took := len(it.entries) - before
+	for _, e := range it.entries[before:] {
+		r.goAhead(e, j.class)
+	}
+	if took > 0 && d.open != it {
+		d.open = it
+		j.items = append(j.items, it)
+	}
+	if took > 0 && it.limited {
+		for _, e := range it.entries {
+			e.limited = true
+		}
+		d.asking = true
+	}
+	j.n += took
+	return took
+}
+
+func (r *Reader) assign(it *item, e *entry, fresh bool) {
+	e.phase, e.sub = chosen, it.sub
+	e.limited = it.limited
+	it.entries = append(it.entries, e)
+	it.sub.assigned++
+	if fresh {
+		it.d.inFlight++
+	}
+}
+
+// discardHead ends the head of d if it must not be dispatched any more: expired,
+// superseded by an emergency, or leased in vain far too often. No permit is spent.
+func (r *Reader) discardHead(d *destination, hold throttle.Hold, now time.Time) bool {
+	ref := &d.ready[0].ref
+	verb, reason, action := queue.Kill, "", actionDead
+	switch {
+	case ref.ExpiresAt != 0 && ref.ExpiresAt <= now.UnixMicro():
+		reason, action = "expired", actionExpire
+		if r.cfg.DropExpired {
+			verb = queue.Ack
+		}
+	case ref.Lane != queue.Emergency && !hold.SupersededBefore.IsZero() && ref.EnqueuedAt < hold.SupersededBefore.UnixMicro():
+		reason = "superseded"
+	case ref.Attempts >= 2*r.cfg.MaxAttempts:
+		reason = "lease expired too often"
+	default:
+		return false
+	}
+	e := r.x.popReady(d)
+	e.phase = settling
+	d.inFlight++
+	r.end(&ending{entry: e, action: action, settle: queue.Settle{Ref: e.ref, Verb: verb, Reason: reason, At: now}})
+	return true
+}

@@ -1,0 +1,102 @@
+package valve
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/throttle"
+)
+
+// errWentBack says that a prepared message went back instead of out.
+var errWentBack = errors.New("valve: prepared message went back")
+
+// dispatch turns a prepared entry into a delivery at its permit's time. It
+// returns errWentBack when the entry could not be handed out any more.
+func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
+	if e.limited {
+		if err := r.waitUntil(ctx, e.permit.At); err != nil {
+			r.takeBack(e)
+			return nil, err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.clock.Now().Truncate(time.Microsecond)
+	switch {
+	case r.closing:
+		e.sub.out--
+		r.giveBack(e)
+		return nil, ErrClosed
+	case e.limited && now.After(e.permit.Until):
+		r.lapse(e, now)
+		e.sub.out--
+		r.hold(e)
+		r.touch(e.dest, now)
+		r.wakeUp()
+		return nil, errWentBack
+	case r.blocked(e, now), now.Add(r.cfg.Lease / 2).After(e.leaseUntil),
+		e.ref.ExpiresAt != 0 && e.ref.ExpiresAt <= now.UnixMicro():
+		e.sub.out--
+		r.giveBack(e)
+		return nil, errWentBack
+	}
+	if e.limited {
+		r.limiter.Dispatched(e.permit, now)
+		e.permitted = false
+		r.ahead[e.class].used()
+	}
+	r.stopAhead(e)
+	e.phase = out
+	r.stats.Dispatched++
+	r.count(actionDequeue, e.dest.name)
+	return &Delivery{Message: e.message, DispatchedAt: now, Attempt: e.ref.Attempts, entry: e, reader: r}, nil
+}
+
+// blocked reports whether e, prepared a while ago, must not go any more: its
+// destination was paused or held, or it was superseded. The mutex is held.
+func (r *Reader) blocked(e *entry, now time.Time) bool {
+	if e.holds {
+		return false // the hold is its own
+	}
+	r.refresh(e.dest)
+	if e.dest.rule.Paused {
+		return true
+	}
+	h, ok := r.rules.Hold(e.dest.name)
+	if !ok || rank(&e.ref) == 0 && h.Reason == holdEmergency {
+		return false
+	}
+	superseded := e.ref.Lane != queue.Emergency && e.ref.EnqueuedAt < queue.Micros(h.SupersededBefore)
+	return superseded || h.Until.After(now)
+}
+
+// lapse gives a permit back whose time has passed. The mutex is held.
+func (r *Reader) lapse(e *entry, now time.Time) {
+	r.unused(e.dest, e.permit)
+	e.permitted = false
+	r.ahead[e.class].late(now)
+	r.stats.Lapsed++
+}
+
+// unused gives a permit back. Asking again makes sense at once: the next request
+// takes the note along that frees its slot. The mutex is held.
+func (r *Reader) unused(d *destination, p throttle.Permit) {
+	r.limiter.Return(p)
+	d.notBefore = time.Time{}
+}
+
+// waitUntil returns when the pipe's clock shows at, or the context's error. Timers
+// go by this machine's clock, which may run a little faster.
+func (r *Reader) waitUntil(ctx context.Context, at time.Time) error {
+	for {
+		wait := at.Sub(r.clock.Now())
+		if wait <= 0 {
+			return nil
+		}
+		if !sleep(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}
