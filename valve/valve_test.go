@@ -498,6 +498,59 @@ func TestSeedDurationSpacesASeries(t *testing.T) {
 	})
 }
 
+// The historic test of the statistics: enqueue and dequeue are counted.
+func TestSeedStatslog(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		start := p.w.Now().Truncate(time.Second)
+		p.insert(text("a", "1"), text("a", "2"), text("b", "3"))
+		r := p.reader(func(c *valve.ReaderConfig) { c.Destinations = []string{"a"} })
+		p.bodies(r, 2)
+		p.close(r)
+		pass(2 * time.Second)
+		stats, err := p.store.Stats(t.Context(), start)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(map[string]int64)
+		for _, s := range stats {
+			got[s.Action+" "+s.Destination] = s.Count
+		}
+		want := map[string]int64{"enqueue a": 2, "enqueue b": 1, "dequeue a": 2, "ack a": 2}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// A permit that nobody fetched in time costs a message of a series no second wait.
+func TestMissedPermitOfASeries(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer p.close(r)
+		s, err := r.Subscribe(valve.Filter{Globs: []string{"d"}}, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			m := text("d", "x")
+			m.Headers = queue.Headers{{Name: valve.HeaderDuration, Value: "5"}}
+			p.insert(m)
+		}
+		pass(17 * time.Second) // prepared since 5 s after the insert, and not fetched
+		start := time.Now()
+		for i, want := range []time.Duration{0, 5 * time.Second} {
+			d, err := s.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if late := time.Since(start) - want; late < 0 || late > 200*time.Millisecond {
+				t.Errorf("message %d came %v after the first call; want %v", i, time.Since(start), want)
+			}
+			p.ack(d)
+		}
+	})
+}
+
 func TestEmergencyHoldsAndDrops(t *testing.T) {
 	for _, drop := range []bool{false, true} {
 		t.Run(fmt.Sprint("drop=", drop), func(t *testing.T) {
