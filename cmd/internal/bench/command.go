@@ -97,7 +97,7 @@ func run(c *cli.Context) error {
 		}
 	}
 	s.clear()
-	return s.results.print(c.App.Writer, c.Bool("json"))
+	return s.results.write(c.App.Writer, c.Bool("json"))
 }
 
 func selected(args []string) ([]string, error) {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/mvalve/mvalve/valve"
@@ -151,7 +152,7 @@ func (s *session) limited(c limiterCase, url string, free span) error {
 	if err != nil {
 		return err
 	}
-	return s.with(func(p *pipe) error {
+	return s.with(func(p *pipe) (err error) {
 		if err := p.limit(p.prefix+"*", c.limit); err != nil {
 			return err
 		}
@@ -159,7 +160,7 @@ func (s *session) limited(c limiterCase, url string, free span) error {
 		if err != nil {
 			return err
 		}
-		defer limiter.Close()
+		defer func() { err = errors.Join(err, limiter.Close()) }()
 		counted := &countedState{Store: limiter}
 		if err := p.read(valve.ReaderConfig{State: counted, Durable: p.opened.Durable()}); err != nil {
 			return err

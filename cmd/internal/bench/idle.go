@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -49,7 +50,7 @@ func (p *pipe) take(n int) error {
 	if err != nil {
 		return err
 	}
-	defer sub.Close()
+	defer func() { _ = sub.Close() }() // it cannot fail
 	batch := make([]*valve.Delivery, n)
 	for i := range batch {
 		d, err := sub.Next(ctx)
@@ -93,7 +94,9 @@ func (p *pipe) idle(name string, most float64) error {
 	default:
 	}
 	cancel()
-	<-done
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("the reader was not idle: %w", err)
+	}
 	p.s.results.add("idle", name, "% of a core", 100*got.cpu.Seconds()/got.time.Seconds(), atMost(most))
 	return nil
 }

@@ -65,10 +65,7 @@ func insertStamped(ctx context.Context, w *valve.Writer, perSecond int) error {
 	for limiter.Wait(ctx) == nil {
 		m := src.messages(1)[0]
 		m.Body = append(binary.LittleEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), m.Body[stampBytes:]...)
-		if err := w.Insert(ctx, m); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		if err := w.Insert(ctx, m); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("insert: %w", err)
 		}
 	}
@@ -145,14 +142,16 @@ func (p *pipe) takeStamped(l *lags, other bool) error {
 	defer stop()
 	acks := make(chan *valve.Delivery, 10_000)
 	var work sync.WaitGroup
-	var ackErr error
+	var takeErr, ackErr error
 	work.Go(func() {
 		defer close(acks)
-		for d := range p.reader.All(taking) {
-			if d != nil {
-				l.add(d.Message)
-				acks <- d
+		for d, err := range p.reader.All(taking) {
+			if err != nil {
+				takeErr = fmt.Errorf("take: %w", err)
+				return
 			}
+			l.add(d.Message)
+			acks <- d
 		}
 	})
 	work.Go(func() {
@@ -171,7 +170,7 @@ func (p *pipe) takeStamped(l *lags, other bool) error {
 	_ = wait(p.s.c.Context, 200*time.Millisecond) // for the last ones
 	stop()
 	work.Wait()
-	return errors.Join(err, ackErr, p.s.c.Context.Err())
+	return errors.Join(err, takeErr, ackErr, p.s.c.Context.Err())
 }
 
 // spawn lets another process insert until ctx ends.
@@ -181,7 +180,8 @@ func (p *pipe) spawn(ctx context.Context) error {
 		return err
 	}
 	deadline, _ := ctx.Deadline()
-	cmd := exec.Command(self, "bench", "--role", childRole, "--rate", fmt.Sprint(lowLoad),
+	// It ends by itself after --seconds; only the end of the command kills it.
+	cmd := exec.CommandContext(p.s.c.Context, self, "bench", "--role", childRole, "--rate", fmt.Sprint(lowLoad),
 		"--seconds", fmt.Sprint(max(1, int(time.Until(deadline).Round(time.Second)/time.Second))))
 	// The environment, unlike the arguments, hides a password from other users.
 	cmd.Env = append(os.Environ(), "MVALVE_QUEUE="+p.url)
@@ -193,7 +193,7 @@ func (p *pipe) spawn(ctx context.Context) error {
 }
 
 // runRole is what the other process does.
-func runRole(c *cli.Context, role string) error {
+func runRole(c *cli.Context, role string) (err error) {
 	if role != childRole {
 		return setup.Usagef("--role %.40q: the only one is %s", role, childRole)
 	}
@@ -201,12 +201,12 @@ func runRole(c *cli.Context, role string) error {
 	if err != nil {
 		return err
 	}
-	defer opened.Close()
+	defer func() { err = errors.Join(err, opened.Close()) }()
 	w, err := valve.NewWriter(c.Context, opened.Store, valve.WriterConfig{Logger: opened.Log})
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() { err = errors.Join(err, w.Close()) }()
 	ctx, cancel := context.WithTimeout(c.Context, time.Duration(c.Int("seconds"))*time.Second)
 	defer cancel()
 	return insertStamped(ctx, w, c.Int("rate"))

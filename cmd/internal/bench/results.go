@@ -86,7 +86,7 @@ type line struct {
 	Values []float64 `json:"values"`
 }
 
-func (r *results) print(w io.Writer, asJSON bool) error {
+func (r *results) write(w io.Writer, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(w)
 		enc.SetEscapeHTML(false)
