@@ -251,7 +251,7 @@ func TestUsage(t *testing.T) {
 // two: the third request is one too many.
 func TestReceiver(t *testing.T) {
 	target := &target{name: "demo.a b", limit: throttle.Limit{Max: 2, Interval: time.Hour, Guard: time.Second}, incoming: 3}
-	r, err := receive([]string{target.name})
+	r, err := receive(t.Context(), []string{target.name})
 	if err != nil {
 		t.Fatal(err)
 	}

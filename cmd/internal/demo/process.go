@@ -55,13 +55,14 @@ type process struct {
 }
 
 // startReader starts this program as a reader. The queue's URL may hold a
-// password and goes by the environment, where other users do not see it.
-func startReader(queueURL string, args []string, copyTo io.Writer) (*process, error) {
+// password and goes by the environment, where other users do not see it. The end
+// of ctx does not end the reader: stop does, in order.
+func startReader(ctx context.Context, queueURL string, args []string, copyTo io.Writer) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	p := &process{cmd: exec.Command(self, append([]string{"demo", readerName}, args...)...), done: make(chan struct{})}
+	p := &process{cmd: exec.CommandContext(context.WithoutCancel(ctx), self, append([]string{"demo", readerName}, args...)...), done: make(chan struct{})}
 	p.output.also = copyTo
 	p.cmd.Env = append(withoutFlags(os.Environ()), setup.EnvName("queue")+"="+queueURL)
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output

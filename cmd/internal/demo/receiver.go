@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -36,8 +37,9 @@ type arrivals struct {
 }
 
 // receive starts a receiver on a free port of this machine.
-func receive(names []string) (*receiver, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func receive(ctx context.Context, names []string) (*receiver, error) {
+	var config net.ListenConfig
+	ln, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, setup.Failf(setup.ExitUnavailable, "no port for the receiver: %w", err)
 	}

@@ -107,7 +107,7 @@ func (j *job) run(ctx context.Context) (err error) {
 			return fmt.Errorf("set the limit of %s: %w", t.name, err)
 		}
 	}
-	if j.receiver, err = receive(names); err != nil {
+	if j.receiver, err = receive(ctx, names); err != nil {
 		return err
 	}
 	defer j.receiver.close()
@@ -164,7 +164,7 @@ func (j *job) startReaders(ctx context.Context) error {
 		logs = j.stderr
 	}
 	for range j.o.readers {
-		p, err := startReader(j.c.String("queue"), []string{
+		p, err := startReader(ctx, j.c.String("queue"), []string{
 			"--post", j.receiver.url + "{destination}", "--destination", j.prefix + ".*", "--grace", readerGrace.String(),
 			"--log-level", j.c.String("log-level"), "--log-format", j.c.String("log-format"),
 		}, logs)
