@@ -52,8 +52,10 @@ func (c *conn) once(text string) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
 	_, err = s.(driver.StmtExecContext).ExecContext(context.Background(), nil)
+	if e := s.Close(); err == nil {
+		err = e
+	}
 	return err
 }
 

@@ -3,6 +3,7 @@
 package sqlite
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
@@ -48,7 +49,7 @@ func (t *turnstile) leave() error { return flock(t.main, syscall.LOCK_UN) }
 // entered.
 func (t *turnstile) contended() bool {
 	if err := flock(t.next, syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return err == syscall.EWOULDBLOCK
+		return errors.Is(err, syscall.EWOULDBLOCK)
 	}
 	_ = flock(t.next, syscall.LOCK_UN)
 	return false

@@ -144,15 +144,19 @@ func blockWriter(t *testing.T, s *Store) (release func()) {
 // queued waits until n requests wait for the writer.
 func queued(t *testing.T, s *Store, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	deadline := time.After(10 * time.Second)
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for {
 		got, _ := s.w.waiting()
 		if got == n {
 			return
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-poll.C:
+		case <-deadline:
 			t.Fatalf("%d requests wait, want %d", got, n)
 		}
-		time.Sleep(time.Millisecond) // poll
 	}
 }
 
