@@ -73,7 +73,7 @@ func (s *statements) get(ctx context.Context, text string) (*sql.Stmt, error) {
 	if stmt := s.lookup(text); stmt != nil {
 		return stmt, nil
 	}
-	stmt, err := s.db.PrepareContext(ctx, text)
+	stmt, err := s.db.PrepareContext(ctx, text) //nolint:sqlclosecheck // kept until forget or the end of db
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (r runner) prepared(ctx context.Context, text string) (*sql.Stmt, error) {
 
 // exec returns the number of rows that the statement matched.
 func (r runner) exec(ctx context.Context, text string, args ...any) (int64, error) {
-	stmt, err := r.prepared(ctx, text)
+	stmt, err := r.prepared(ctx, text) //nolint:sqlclosecheck // shared, see statements
 	if err != nil {
 		return 0, err
 	}
@@ -131,7 +131,7 @@ func (r runner) exec(ctx context.Context, text string, args ...any) (int64, erro
 
 // query calls each for every row.
 func (r runner) query(ctx context.Context, text string, args []any, each func(*sql.Rows) error) error {
-	stmt, err := r.prepared(ctx, text)
+	stmt, err := r.prepared(ctx, text) //nolint:sqlclosecheck // shared, see statements
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package mysql_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -228,18 +229,10 @@ func TestKilledConnections(t *testing.T) {
 				return
 			case <-tick.C:
 			}
-			rows, err := s.db.Query("SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND user = ?", server.User)
+			ids, err := connections(s.db, server.User)
 			if err != nil {
-				continue
+				continue // the next tick tries again
 			}
-			var ids []int64
-			for rows.Next() {
-				var id int64
-				if rows.Scan(&id) == nil {
-					ids = append(ids, id)
-				}
-			}
-			rows.Close()
 			for _, id := range ids {
 				if _, err := s.db.Exec(fmt.Sprintf("KILL %d", id)); err == nil {
 					kills++
@@ -251,6 +244,24 @@ func TestKilledConnections(t *testing.T) {
 		t.Fatalf("only %d connections were killed", kills)
 	}
 	t.Logf("%d connections killed", kills)
+}
+
+// connections lists user's connections except the one that asks.
+func connections(db *sql.DB, user string) ([]int64, error) {
+	rows, err := db.Query("SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND user = ?", user)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var ids []int64
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, rows.Err()
 }
 
 // The wire is cut at random moments, also between a COMMIT and its answer.

@@ -4,14 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/mvalve/mvalve/internal/sqlstore"
 	"github.com/mvalve/mvalve/queue"
 )
-
-func itoa(n int) string { return strconv.Itoa(n) }
 
 // claim marks those of refs that no other Lease of this Store works on, and
 // returns their indices. All leases of a process carry one token, so the token

@@ -247,5 +247,8 @@ func explain(t *testing.T, s *testStore, query string, args ...any) string {
 		}
 		fmt.Fprintf(&plan, "%s\n", bytes.Join(values, []byte("|")))
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	return plan.String()
 }
