@@ -9,7 +9,7 @@ PKG ?= ./...
 TESTFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help go build demo test servers bench fuzz lint fmt clean
+.PHONY: help go build demo test proof servers bench fuzz lint fmt clean
 
 help: ## show this list
 	@echo "mvalve: make TARGET"
@@ -27,6 +27,9 @@ demo: build ## the main job in 20 seconds: messages to throttled destinations
 
 test: go ## all tests with -race, on real MariaDB and memcached (fetched if missing)
 	@PKG='$(PKG)' TESTFLAGS='$(TESTFLAGS)' sh build/test.sh
+
+proof: servers ## long runs against real processes: limits, kill -9, lost caches
+	MVALVE_PROOF=long go test -count=1 -timeout 60m -v ./internal/proof
 
 servers: go ## make sure that the tests find MariaDB and memcached
 	go run ./internal/testserver/cmd/fetch
