@@ -95,7 +95,7 @@ func clock(t *testing.T, ahead time.Duration) {
 		}
 	}
 	took := time.Since(began)
-	judge(t, log, "limited", checker.Limit{Max: 10, Window: 500 * time.Millisecond}, 0.7)
+	judge(t, log, "limited", checker.Limit{Max: 10, Window: 500 * time.Millisecond}, shortUse)
 	if len(log["emptied"]) != 5 {
 		t.Errorf("%d dispatched at 5/24h", len(log["emptied"]))
 	}

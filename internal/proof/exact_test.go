@@ -26,7 +26,7 @@ var limits = []struct {
 // use it up.
 func TestExact(t *testing.T) {
 	counts := shortOrLong([]int{3}, []int{1, 2, 4, 8})
-	span := shortOrLong(5*time.Second, 25*time.Second)
+	span := shortOrLong(3500*time.Millisecond, 25*time.Second)
 	for _, backend := range backends {
 		for _, n := range counts {
 			t.Run(fmt.Sprintf("%s/%d readers", backend, n), func(t *testing.T) {
@@ -88,7 +88,7 @@ func TestReaderKilled(t *testing.T) {
 			alone(t)
 			p := newPipe(t, backend)
 			limit := checker.Limit{Max: 100, Window: time.Second}
-			span := shortOrLong(8*time.Second, 40*time.Second)
+			span := shortOrLong(6*time.Second, 40*time.Second)
 			p.limit(t, "*", "100/1s")
 			p.write(t, backlog(100*int(span/time.Second)+2000, "a", "b"))
 			live := p.readers(t, 3)
@@ -104,7 +104,7 @@ func TestReaderKilled(t *testing.T) {
 			stopAll(t, live...)
 			log := dispatches(t, all...)
 			for _, destination := range []string{"a", "b"} {
-				judge(t, log, destination, limit, shortOrLong(0.7, 0.95))
+				judge(t, log, destination, limit, shortOrLong(shortUse, 0.95))
 			}
 		})
 	}

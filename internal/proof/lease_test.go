@@ -16,7 +16,7 @@ func TestLeases(t *testing.T) {
 			t.Parallel()
 			h := newHerd(t, newPipe(t, backend))
 			rounds := shortOrLong(2, 40)
-			w := h.writer(rounds*1500, "800/s")
+			w := h.writer(rounds*400, "200/s")
 			consumers := []*process{h.consumer(), h.consumer(), h.consumer()}
 			measure(500 * time.Millisecond)
 			for range rounds {

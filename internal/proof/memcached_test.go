@@ -15,21 +15,22 @@ import (
 func TestMemcachedLost(t *testing.T) {
 	for _, c := range []struct {
 		name    string
+		inShort bool
 		trouble func(*testing.T, *testserver.MemcachedServer, *testserver.Proxy)
 	}{
-		{"flushed", func(t *testing.T, s *testserver.MemcachedServer, _ *testserver.Proxy) { s.Flush(t) }},
-		{"restarted", func(t *testing.T, s *testserver.MemcachedServer, _ *testserver.Proxy) { s.Restart(t) }},
-		{"cut off", func(t *testing.T, _ *testserver.MemcachedServer, p *testserver.Proxy) {
+		{"flushed", true, func(t *testing.T, s *testserver.MemcachedServer, _ *testserver.Proxy) { s.Flush(t) }},
+		{"restarted", false, func(t *testing.T, s *testserver.MemcachedServer, _ *testserver.Proxy) { s.Restart(t) }},
+		{"cut off", true, func(t *testing.T, _ *testserver.MemcachedServer, p *testserver.Proxy) {
 			p.Cut()
 			measure(1500 * time.Millisecond)
 			p.Resume(t)
 		}},
-		{"stalled", func(t *testing.T, _ *testserver.MemcachedServer, p *testserver.Proxy) {
+		{"stalled", false, func(t *testing.T, _ *testserver.MemcachedServer, p *testserver.Proxy) {
 			p.Stall()
 			measure(1500 * time.Millisecond)
 			p.Resume(t)
 		}},
-		{"answers lost", func(t *testing.T, _ *testserver.MemcachedServer, p *testserver.Proxy) {
+		{"answers lost", true, func(t *testing.T, _ *testserver.MemcachedServer, p *testserver.Proxy) {
 			p.StallReplies()
 			measure(700 * time.Millisecond)
 			p.Drop()
@@ -37,6 +38,9 @@ func TestMemcachedLost(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if !long && !c.inShort {
+				t.Skip("long form only")
+			}
 			t.Parallel()
 			memcachedLost(t, c.trouble)
 		})

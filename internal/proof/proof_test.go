@@ -9,6 +9,7 @@
 package proof_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -51,6 +52,14 @@ func runTests(m *testing.M) int {
 	if err := build(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	flag.Parse()
+	if !long {
+		// The tests wait more than they work. A -parallel of the caller's is overruled.
+		if err := flag.Set("test.parallel", "4"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
 	return m.Run()
 }
