@@ -81,7 +81,8 @@ func TestSlowReceiver(t *testing.T) {
 		// Arrivals jitter: only their rate is judged.
 		report := checker.Check(name, stamps, limit)
 		t.Logf("%s: %d arrivals, use %.4f of %d/1s", name, report.Count, report.Used, limit.Max)
-		if want := shortOrLong(0.5, 0.99); report.Used < want {
+		// Blocked by the slow one, the others would use a quarter.
+		if want := shortOrLong(0.3, 0.99); report.Used < want {
 			t.Errorf("%s: use %.4f beside a slow destination, want at least %.2f", name, report.Used, want)
 		}
 	}
