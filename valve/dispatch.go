@@ -30,7 +30,7 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 		r.giveBack(e)
 		return nil, ErrClosed
 	case e.limited && now.After(e.permit.Until):
-		r.lapse(e, now)
+		r.lapse(e)
 		e.sub.out--
 		r.hold(e)
 		r.touch(e.dest, now)
@@ -45,7 +45,6 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 	if e.limited {
 		r.limiter.Dispatched(e.permit, now)
 		e.permitted = false
-		r.ahead[e.class].used()
 	}
 	r.stopAhead(e)
 	e.phase = out
@@ -73,10 +72,9 @@ func (r *Reader) blocked(e *entry, now time.Time) bool {
 }
 
 // lapse gives a permit back whose time has passed. The mutex is held.
-func (r *Reader) lapse(e *entry, now time.Time) {
+func (r *Reader) lapse(e *entry) {
 	r.unused(e.dest, e.permit)
 	e.permitted = false
-	r.ahead[e.class].late(now)
 	r.stats.Lapsed++
 }
 

@@ -39,8 +39,8 @@ type Reader struct {
 	mu        sync.Mutex
 	x         *index
 	rings     [classes]rings
-	ahead     [classes]window
-	bytes     int // of bodies on the way to their dispatch
+	ahead     [classes]int // messages on the way to their dispatch
+	bytes     int          // of bodies on the way to their dispatch
 	turn      int
 	jobs      [classes]int
 	refills   []*destination

@@ -224,7 +224,7 @@ func (r *Reader) nextClass(open *[classes]*job) (class, bool) {
 	best, found := class(0), false
 	for c := range classes {
 		full := r.jobs[c] >= c.jobs() || open[c] != nil && open[c].n >= jobItems
-		if full || r.rings[c].len() == 0 || c != unlimited && r.ahead[c].out >= r.ahead[c].limit() {
+		if full || r.rings[c].len() == 0 || r.room(c) <= 0 {
 			continue
 		}
 		if !found || r.rings[c].passed < r.rings[best].passed {
@@ -279,10 +279,7 @@ func (r *Reader) pick(now time.Time) []*job {
 		if open[c] == nil {
 			open[c] = &job{class: c}
 		}
-		if c != unlimited {
-			room = min(room, r.ahead[c].limit()-r.ahead[c].out)
-		}
-		n := r.choose(open[c], d, sub, min(room, turn*max(1, d.rule.Weight)), now)
+		n := r.choose(open[c], d, sub, min(room, r.room(c), turn*max(1, d.rule.Weight)), now)
 		demand -= n
 		r.touch(d, now)
 	}

@@ -132,7 +132,7 @@ func (r *Reader) sweepMail(e *entry, now time.Time) {
 		r.giveBack(e)
 		return
 	}
-	r.lapse(e, now)
+	r.lapse(e)
 	r.hold(e)
 	r.touch(e.dest, now)
 }
