@@ -21,7 +21,6 @@ type herd struct {
 	writers []*process // all that ever ran; the last one is live
 	readers []*process
 	ledgers []string
-	live    []*process // consumers
 }
 
 func newHerd(t *testing.T, p *pipe) *herd { return &herd{t: t, p: p, dir: t.TempDir()} }

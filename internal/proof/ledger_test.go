@@ -87,15 +87,16 @@ func (l *ledger) addConsumer(t *testing.T, path string) {
 			t.Fatalf("line of a ledger: %v: %q", err, scanner.Text())
 		}
 		key := fmt.Sprint(id, attempt)
-		switch d := open[key]; {
-		case event == "G":
+		d := open[key]
+		switch event {
+		case "G":
 			open[key] = &delivery{from: path, attempt: attempt, at: at}
 			l.got(id, fields[4], open[key])
-		case event == "B":
+		case "B":
 			d.began = true
-		case event == "A":
+		case "A":
 			d.acked = true
-		case event == "E":
+		case "E":
 			l.failures = append(l.failures, fields[4])
 		}
 	}

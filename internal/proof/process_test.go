@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -150,10 +149,4 @@ func stopAll(t *testing.T, ps ...*process) {
 	for _, p := range ps {
 		p.wait(t, 20*time.Second)
 	}
-}
-
-// firstLine shortens an error text.
-func firstLine(text string) string {
-	line, _, _ := strings.Cut(text, "\n")
-	return line
 }
