@@ -11,7 +11,8 @@ import (
 type origin struct {
 	limit   Limit
 	era     int64
-	crowded bool // a slot given back or known better would matter
+	crowded bool  // a slot given back or known better would matter
+	hold    int64 // µs that its dispatch closes the destination for
 	charge  bool
 }
 
@@ -112,7 +113,7 @@ func (j *job) run(old state.Entry) []byte {
 		return nil // once more, with a longer life
 	}
 	r.nonce = j.nonce
-	j.permit = origin{limit: r.limit, era: r.era, crowded: r.crowded()}
+	j.permit = origin{limit: r.limit, era: r.era, hold: r.hold, crowded: r.crowded()}
 	j.written = true
 	return r.encode()
 }

@@ -26,6 +26,7 @@ type notes struct {
 	guess *guess
 	due   int64 // µs: write then (0: when convenient)
 	until int64 // µs: of no use afterwards
+	fresh bool  // a permit came back: its reader asks again at once, and takes the notes along
 }
 
 const (
@@ -34,6 +35,8 @@ const (
 	// flushEarly lets reports that are due soon share a write.
 	flushEarly = 20_000
 	flushBatch = 256
+	// freshTime is how long a permit that came back is left to the next request.
+	freshTime = 10_000
 	// minReportShare: slack below 1/200 of the window is not worth a write.
 	minReportShare = 200
 )
@@ -77,11 +80,15 @@ func (l *Limiter) note(p Permit, n note, at int64) {
 	}
 	d.limit = limit
 	d.list = append(d.list, n)
-	d.until = max(d.until, at+limit.window()+limit.easy())
+	d.fresh = d.fresh || n.used == 0
+	d.until = max(d.until, at+limit.window()+limit.easy()+p.from.hold)
 	if force && (d.due == 0 || at+delay < d.due) {
 		d.due = at + delay
 	}
 	l.schedule(d)
+	if d.fresh {
+		l.nextDue = 1 // the next Flush shall see it, and wait a moment
+	}
 }
 
 // schedule makes Flush look at d in time.
@@ -208,6 +215,12 @@ func (l *Limiter) flush(ctx context.Context, now time.Time, all bool) {
 			switch {
 			case d.until < t:
 				delete(l.pending, dest)
+			case d.fresh && !all:
+				// A write beside the request it races with would only hide the
+				// free slot from it.
+				d.fresh = false
+				d.due = max(d.due, t+flushEarly+freshTime)
+				l.schedule(d)
 			case all || d.due != 0 && d.due <= t+flushEarly:
 				delete(l.pending, dest)
 				jobs = append(jobs, l.newNotesJob(dest, d, t))

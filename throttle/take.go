@@ -237,7 +237,7 @@ func (j *job) finish(err error) {
 		g.Stale = j.stale
 		if !j.stale {
 			g.Permits = j.permits()
-			g.Out = j.ring.lastOpen() > j.now-outFor
+			g.Out = j.ring.closer != 0 || j.ring.lastOpen() > j.now-outFor
 			if j.next != 0 {
 				g.NotBefore = time.UnixMicro(j.next).UTC()
 			}

@@ -120,7 +120,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 			break
 		}
 		if urgent && head.ref.Hold > 0 {
-			d.asking = true // what follows must see the hold that the job sets
+			d.asking, it.asking = true, true // what follows must see the hold that the job sets
 			break
 		}
 	}
@@ -130,13 +130,14 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	}
 	if took > 0 && d.open != it {
 		d.open = it
+		d.pipeline = append(d.pipeline, it)
 		j.items = append(j.items, it)
 	}
 	if took > 0 && it.limited {
 		for _, e := range it.entries {
 			e.limited = true
 		}
-		d.asking = true
+		d.asking, it.asking = true, true // permits are taken in order
 	}
 	j.n += took
 	return took

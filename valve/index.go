@@ -86,9 +86,10 @@ type destination struct {
 	dropped bool     // a row was passed over since the refill under way began
 	refill  bool     // a refill is queued or under way
 
-	inFlight int   // entries chosen, prepared or out
-	asking   bool  // a job asks the limiter about this destination
-	open     *item // of the job that is being put together
+	inFlight int     // entries chosen, prepared or out
+	asking   bool    // a job must come further before another one starts
+	pipeline []*item // of jobs under way, in order of dispatch
+	open     *item   // of the job that is being put together
 
 	rule       throttle.Resolved
 	ruleGen    uint64

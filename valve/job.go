@@ -54,13 +54,32 @@ func (r *Reader) run(j *job) {
 	defer r.mu.Unlock()
 	r.jobs[j.class]--
 	for _, it := range j.items {
-		for _, e := range it.entries {
-			r.deliver(it, e)
-		}
-		it.d.asking = false
+		it.done = true
+		r.asked(it)
+		r.deliverInOrder(it.d)
 		r.touch(it.d, now)
 	}
 	r.wakeUp()
+}
+
+// asked lets the next job start for the item's destination. The mutex is held.
+func (r *Reader) asked(it *item) {
+	if it.asking {
+		it.asking, it.d.asking = false, false
+	}
+}
+
+// deliverInOrder hands over what jobs have leased of d: jobs may end in any
+// order, messages leave in theirs. The mutex is held.
+func (r *Reader) deliverInOrder(d *destination) {
+	for len(d.pipeline) > 0 && d.pipeline[0].done {
+		it := d.pipeline[0]
+		d.pipeline[0] = nil
+		d.pipeline = d.pipeline[1:]
+		for _, e := range it.entries {
+			r.deliver(it, e)
+		}
+	}
 }
 
 // deliver hands a leased entry to its subscription. The mutex is held.
@@ -126,6 +145,10 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 		r.putBack(e)
 	}
 	it.entries = it.entries[:n]
+	if it.hold == 0 {
+		r.asked(it)
+		r.touch(d, now)
+	}
 	if n == 0 && g.Err == nil && !g.Stale {
 		r.count(actionThrottle, d.name)
 	}

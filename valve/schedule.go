@@ -21,6 +21,8 @@ const (
 const (
 	// jobItems is the most messages one job leases.
 	jobItems = 1000
+	// jobItemsLimited is jobItems where permits are asked for.
+	jobItemsLimited = 128
 	// jobsPlain and jobsLimited are how many jobs of a class may be under way:
 	// those that ask the limiter first wait for two commits.
 	jobsPlain   = 3
@@ -33,6 +35,15 @@ const (
 	expressShare = 4
 	maxQuantum   = 64
 )
+
+// items is how many messages a job of the class takes. Smaller jobs overlap
+// better where each waits for two commits.
+func (c class) items() int {
+	if c == unlimited {
+		return jobItems
+	}
+	return jobItemsLimited
+}
 
 func (c class) jobs() int {
 	if c == unlimited {
@@ -51,6 +62,8 @@ type item struct {
 	charge  bool              // emergency with policy bypass: charged, not asked
 	hold    time.Duration     // the entry spaces a series
 	spare   []throttle.Permit // of entries whose lease was lost
+	asking  bool              // no other job may start for the destination
+	done    bool              // leased; waits for earlier items of the destination
 }
 
 // job is one round trip to the limiter and one to the store.
@@ -223,7 +236,7 @@ func (r *Reader) maybeDrop(d *destination) {
 func (r *Reader) nextClass(open *[classes]*job) (class, bool) {
 	best, found := class(0), false
 	for c := range classes {
-		full := r.jobs[c] >= c.jobs() || open[c] != nil && open[c].n >= jobItems
+		full := r.jobs[c] >= c.jobs() || open[c] != nil && open[c].n >= c.items()
 		if full || r.rings[c].len() == 0 || r.room(c) <= 0 {
 			continue
 		}

@@ -536,7 +536,7 @@ func TestMissedPermitOfASeries(t *testing.T) {
 			m.Headers = queue.Headers{{Name: valve.HeaderDuration, Value: "5"}}
 			p.insert(m)
 		}
-		pass(17 * time.Second) // prepared since 5 s after the insert, and not fetched
+		pass(17000 * time.Millisecond) // prepared since 5 s after the insert, and not fetched
 		start := time.Now()
 		for i, want := range []time.Duration{0, 5 * time.Second} {
 			d, err := s.Next(t.Context())

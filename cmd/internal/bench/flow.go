@@ -36,7 +36,7 @@ type flow struct {
 func batchedFlow(p *pipe, destinations int) *flow {
 	return &flow{
 		writer: p.writer, reader: p.reader, prefix: p.prefix, destinations: destinations,
-		batch: 100, writers: 32, consumers: 4, credit: 3000, ackMost: 500, backlog: 6000,
+		batch: 100, writers: 4, consumers: 4, credit: 1000, ackMost: 500, backlog: 6000,
 	}
 }
 
