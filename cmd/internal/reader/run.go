@@ -10,7 +10,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mvalve/mvalve/cmd/internal/setup"
-	"github.com/mvalve/mvalve/throttle"
 	"github.com/mvalve/mvalve/valve"
 )
 
@@ -33,17 +32,13 @@ func run(c *cli.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, pipe.Close()) }()
 	pipe.Announce(c)
-	ruling, err := pipe.Rule(c.Context, c.String("state"))
+	limiter, err := pipe.OpenState(c)
 	if err != nil {
 		return err
 	}
-	limiter, err := pipe.OpenLimiter(c.Context, ruling)
-	if err != nil {
-		return fmt.Errorf("state %s: %w; check that it runs, or move the pipe with: mvalve init --state queue: --queue %s", ruling, err, pipe.Name)
-	}
 	defer func() { err = errors.Join(err, limiter.Close()) }()
 	if o.limit != nil {
-		if err := defaultLimit(c, pipe, *o.limit); err != nil {
+		if err := pipe.SetDefaultLimit(c, *o.limit); err != nil {
 			return err
 		}
 	}
@@ -73,28 +68,6 @@ func run(c *cli.Context) (err error) {
 		return err
 	}
 	return j.run(c.Context, consumer)
-}
-
-// defaultLimit stores --limit as the pipe's default if it has none yet, and warns
-// when another one stands: two readers never apply two limits.
-func defaultLimit(c *cli.Context, pipe *setup.Pipe, limit throttle.Limit) error {
-	rules, err := pipe.Rules()
-	if err != nil {
-		return err
-	}
-	now, err := pipe.Store.Now(c.Context)
-	if err != nil {
-		return err
-	}
-	stands, err := throttle.SetDefault(c.Context, rules, now, "*", limit)
-	if err != nil {
-		return fmt.Errorf("store the default limit: %w", err)
-	}
-	if stands.Limit != nil && *stands.Limit != limit {
-		fmt.Fprintf(c.App.ErrWriter, "%s: --limit %s is not used: the pipe's default is %s; change it for all readers with: mvalve limit set '*' '%s' --queue %s\n",
-			c.App.Name, limit, *stands.Limit, limit, pipe.Name)
-	}
-	return nil
 }
 
 // consumer does something with a delivery and says how it ended.
