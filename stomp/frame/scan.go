@@ -89,7 +89,7 @@ func countEOLs(b []byte) int {
 func (r *Reader) scanCommand(b []byte) bool {
 	i := bytes.IndexByte(b[:min(len(b), maxCommand+2)], '\n')
 	if i < 0 {
-		if len(b) > maxCommand+1 {
+		if len(b) > maxCommand+1 || bytes.IndexByte(b, 0) >= 0 {
 			r.failCommand(b)
 		}
 		return false
