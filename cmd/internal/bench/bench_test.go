@@ -32,7 +32,7 @@ func runBench(t *testing.T, args ...string) (figures map[string]line, err error)
 	a := app()
 	setup.Strict(a)
 	a.Writer = &out
-	err = a.RunContext(t.Context(), append([]string{"mvalve", "bench", "--json", "--seconds", "1"}, args...))
+	err = a.RunContext(t.Context(), setup.Arrange(a, append([]string{"mvalve", "bench", "--json", "--seconds", "1"}, args...)))
 	figures = make(map[string]line)
 	lines := bufio.NewScanner(&out)
 	for lines.Scan() {

@@ -42,6 +42,7 @@ func Command() *cli.Command {
 		UsageText:   "mvalve bench [flags] [NAME...]",
 		Description: description,
 		Action:      run,
+		Subcommands: []*cli.Command{stompCommand()},
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "queue", DefaultText: "temporary SQLite files", Usage: "`URL` of an empty queue: sqlite:PATH or mysql://user:password@host:port/database"},
 			&cli.StringFlag{Name: "state", DefaultText: "queue:", Usage: "`URL` of a store that counts limits, measured beside queue: by the benchmark limiter: memcached://host:port,host:port"},
@@ -129,7 +130,7 @@ type session struct {
 }
 
 func newSession(c *cli.Context) (*session, error) {
-	for _, name := range []string{"seconds", "repeat", "backlog"} {
+	for _, name := range []string{"seconds", "repeat", "backlog"} { // flags of bench and of bench stomp
 		if c.Int(name) < 1 {
 			return nil, setup.Usagef("--%s %d: use a number from 1 on", name, c.Int(name))
 		}
