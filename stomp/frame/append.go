@@ -1,6 +1,9 @@
 package frame
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+)
 
 // Append appends f as it goes over the wire in version v: command, headers in
 // order, content-length if there is a body (S35), body, NUL. Headers are
@@ -18,10 +21,7 @@ func Append(dst []byte, v Version, f *Frame) []byte {
 		if len(h.Name) == 0 || string(h.Name) == "content-length" {
 			continue
 		}
-		dst = appendEscaped(dst, names, h.Name)
-		dst = append(dst, ':')
-		dst = appendEscaped(dst, values, h.Value)
-		dst = append(dst, '\n')
+		dst = appendLine(dst, names, values, h.Name, h.Value)
 	}
 	if !f.Command.HasBody() {
 		return AppendBody(dst, nil)
@@ -57,10 +57,23 @@ func appendHeader[T string | []byte](dst []byte, v Version, name, value T) []byt
 		return dst
 	}
 	names, values := v.tables()
-	dst = appendEscaped(dst, names, name)
-	dst = append(dst, ':')
-	dst = appendEscaped(dst, values, value)
-	return append(dst, '\n')
+	return appendLine(dst, names, values, name, value)
+}
+
+func appendLine[T string | []byte](dst []byte, names, values *escapes, name, value T) []byte {
+	if !plain(names, name) || !plain(values, value) {
+		dst = append(appendEscaped(dst, names, name), ':')
+		return append(appendEscaped(dst, values, value), '\n')
+	}
+	n := len(dst)
+	dst = slices.Grow(dst, len(name)+len(value)+2)
+	dst = dst[:n+len(name)+len(value)+2]
+	line := dst[n:]
+	copy(line, name)
+	line[len(name)] = ':'
+	copy(line[len(name)+1:], value)
+	line[len(line)-1] = '\n'
+	return dst
 }
 
 // AppendHeaderInt appends a header line with a number. The name must need no

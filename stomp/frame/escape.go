@@ -45,18 +45,44 @@ func (v Version) tables() (name, value *escapes) {
 	return literalName, literalValue
 }
 
-// appendEscaped appends one name or value.
-func appendEscaped[T string | []byte](dst []byte, t *escapes, s T) []byte {
-	for i := range len(s) {
+// plain reports whether s may be copied as it is. It errs on the safe side.
+func plain[T string | []byte](t *escapes, s T) bool {
+	n := len(s)
+	if n >= 8 {
+		for i := 0; i < n-8; i += 8 {
+			if suspects(load(s, i))&highs != 0 {
+				return false
+			}
+		}
+		return suspects(load(s, n-8))&highs == 0
+	}
+	for i := range n {
 		if t[s[i]] != 0 {
-			dst = append(dst, s[:i]...)
-			return appendSlowly(dst, t, s[i:])
+			return false
 		}
 	}
-	return append(dst, s...)
+	return true
 }
 
-func appendSlowly[T string | []byte](dst []byte, t *escapes, s T) []byte {
+// load returns the eight bytes of s from i on. The compiler makes it one load.
+func load[T string | []byte](s T, i int) uint64 {
+	b := s[i : i+8]
+	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
+		uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+}
+
+const ones, highs = 0x0101010101010101, 0x8080808080808080
+
+// suspects has a high bit set if one of eight bytes may need more than a copy:
+// a control character, a colon, a backslash, a byte that is not ASCII. (Mycroft's
+// test for a zero byte, four times.)
+func suspects(w uint64) uint64 {
+	colon, backslash := w^':'*ones, w^'\\'*ones
+	return w | (w-' '*ones)&^w | (colon-ones)&^colon | (backslash-ones)&^backslash
+}
+
+// appendEscaped appends one name or value.
+func appendEscaped[T string | []byte](dst []byte, t *escapes, s T) []byte {
 	for i := 0; i < len(s); i++ {
 		switch c := t[s[i]]; c {
 		case 0:
