@@ -16,6 +16,9 @@ func (c *Change) Check(now time.Time, maxBody int) error {
 	if len(c.Put) > 0 && c.Token.IsZero() {
 		return fmt.Errorf("%w: messages to put need a batch token", ErrInvalid)
 	}
+	if c.Strict && c.Token.IsZero() {
+		return fmt.Errorf("%w: a strict change needs a batch token", ErrInvalid)
+	}
 	for _, m := range c.Put {
 		switch {
 		case m.ID[6]>>4 != 7 || m.ID[8]>>6 != 2:

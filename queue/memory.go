@@ -64,9 +64,12 @@ func (m *Memory) Apply(ctx context.Context, now time.Time, c *Change) (Outcome, 
 		return Outcome{}, err
 	}
 	defer m.mu.Unlock()
-	if len(c.Put) > 0 {
+	if len(c.Put) > 0 || c.Strict {
 		if _, done := m.batches[c.Token]; done {
 			return Outcome{}, nil
+		}
+		if lost := m.lost(now, c); c.Strict && len(lost) > 0 {
+			return Outcome{Lost: lost}, nil
 		}
 		if err := m.put(c.Put); err != nil {
 			return Outcome{}, err
@@ -81,6 +84,38 @@ func (m *Memory) Apply(ctx context.Context, now time.Time, c *Change) (Outcome, 
 	}
 	m.stats = append(m.stats, c.Log...)
 	return out, nil
+}
+
+// lost returns which settles of c could not be carried out. A lease that is
+// settled twice stands only once.
+func (m *Memory) lost(now time.Time, c *Change) []int {
+	type key struct {
+		table Lane
+		at    Cursor
+	}
+	var lost []int
+	ended := make(map[key]bool)
+	for i := range c.Settle {
+		s := &c.Settle[i]
+		k := key{s.Ref.Table, Cursor{s.Ref.ReadyAt, s.Ref.ID}}
+		if !m.stands(now, s) || ended[k] {
+			lost = append(lost, i)
+		}
+		ended[k] = ended[k] || s.Verb != Extend
+	}
+	return lost
+}
+
+// stands reports whether the lease that s names can be settled.
+func (m *Memory) stands(now time.Time, s *Settle) bool {
+	r := m.tables[s.Ref.Table].get(Cursor{s.Ref.ReadyAt, s.Ref.ID})
+	switch {
+	case r == nil:
+		return false
+	case s.Token.IsZero():
+		return r.free(Micros(now))
+	}
+	return r.msg.LeaseToken == s.Token
 }
 
 // put stores all messages or none.
@@ -126,11 +161,11 @@ func (r *row) message() (*Message, error) {
 
 // settle carries out s and reports whether its lease still stood.
 func (m *Memory) settle(now time.Time, s *Settle) bool {
-	t := m.tables[s.Ref.Table]
-	r := t.get(Cursor{s.Ref.ReadyAt, s.Ref.ID})
-	if r == nil || r.msg.LeaseToken != s.Token && !s.Token.IsZero() || s.Token.IsZero() && !r.free(Micros(now)) {
+	if !m.stands(now, s) {
 		return false
 	}
+	t := m.tables[s.Ref.Table]
+	r := t.get(Cursor{s.Ref.ReadyAt, s.Ref.ID})
 	if s.Verb == Extend {
 		r.msg.LeaseUntil = Time(Micros(s.At))
 		return true

@@ -96,6 +96,9 @@ type Change struct {
 	Put    []*Message // ID, EnqueuedAt and Lane set; may carry a lease
 	Settle []Settle
 	Log    []Stat
+	// Strict makes all of Settle hold or nothing be done: if a lease was lost,
+	// nothing is stored or settled and Outcome.Lost names it. It needs Token.
+	Strict bool
 }
 
 // Outcome tells what Apply could not do: the indices into Change.Settle whose

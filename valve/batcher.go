@@ -10,11 +10,14 @@ type batcher[T any] struct {
 	maxItems int         // most items per flush
 	maxBytes int         // most bytes per flush as told by size; a single item may exceed it
 	size     func(T) int // nil: items have no size
+	cut      func([]T)   // optional: called with each batch in order, before flush; must not add
 	flush    func([]T)
+	finish   func([]T) // optional: called after flush, in the order in which batches were cut off
 
 	mu      sync.Mutex
 	pending []T
 	running int
+	last    chan struct{} // closed when the batch cut off last has finished
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -36,22 +39,30 @@ func (b *batcher[T]) add(items ...T) bool {
 
 func (b *batcher[T]) run() {
 	for {
-		batch := b.take()
+		batch, before, done := b.take()
 		if batch == nil {
 			return
 		}
 		b.flush(batch)
+		if b.finish != nil {
+			if before != nil {
+				<-before
+			}
+			b.finish(batch)
+		}
+		close(done)
 	}
 }
 
-// take cuts the next batch off, or ends the worker.
-func (b *batcher[T]) take() []T {
+// take cuts the next batch off, or ends the worker. before is closed when the
+// batch before has finished; done is for this one.
+func (b *batcher[T]) take() (batch []T, before, done chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.pending) == 0 {
 		b.pending = nil
 		b.running--
-		return nil
+		return nil, nil, nil
 	}
 	n, bytes := 0, 0
 	for n < len(b.pending) && n < b.maxItems {
@@ -63,9 +74,14 @@ func (b *batcher[T]) take() []T {
 		}
 		n++
 	}
-	batch := b.pending[:n:n]
+	batch = b.pending[:n:n]
 	b.pending = b.pending[n:]
-	return batch
+	before, done = b.last, make(chan struct{})
+	b.last = done
+	if b.cut != nil {
+		b.cut(batch)
+	}
+	return batch, before, done
 }
 
 // close refuses further items and waits until what was added is flushed.

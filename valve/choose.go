@@ -10,56 +10,94 @@ import (
 // match finds a subscription with demand for d and how many messages it takes.
 // Without one, d is parked with those that would want it.
 func (r *Reader) match(d *destination) (*Subscription, int) {
-	var wanting []*Subscription
-	try := func(s *Subscription) (*Subscription, int) {
-		demand := s.demand()
-		room := demand - s.spare()
-		if d.busy() == 0 && demand > 0 {
-			room = max(room, 1)
-		}
-		if room > 0 {
-			return s, room
-		}
-		wanting = append(wanting, s)
-		return nil, 0
+	s, room := r.find(d)
+	if s == nil {
+		r.each(d.name, func(s *Subscription) bool {
+			d.parked = true
+			s.park(d)
+			return true
+		})
 	}
-	for i := range r.exact[d.name] {
-		list := r.exact[d.name]
-		if s, room := try(list[(i+r.turn)%len(list)]); s != nil {
-			return s, room
-		}
-	}
-	for i := range r.wild {
-		s := r.wild[(i+r.turn)%len(r.wild)]
-		if !s.filter.Match(d.name) {
-			continue
-		}
-		if s, room := try(s); s != nil {
-			return s, room
-		}
-	}
-	for _, s := range wanting {
-		d.parked = true
-		if s.demand() > 0 {
-			s.reserved[d] = struct{}{}
-		} else {
-			s.noCredit[d] = struct{}{}
-		}
-	}
-	return nil, 0
+	return s, room
 }
 
-// unpark lets destinations compete again for subscriptions that have demand.
-func (r *Reader) unpark() {
-	for _, s := range r.subs {
+// find returns the next subscription that has room for d and how much. Those
+// with one destination and those with many take turns.
+func (r *Reader) find(d *destination) (found *Subscription, room int) {
+	idle := d.busy() == 0
+	r.each(d.name, func(s *Subscription) bool {
 		demand := s.demand()
-		if demand <= 0 {
+		n := demand - s.spare()
+		if idle && demand > 0 {
+			n = max(n, 1)
+		}
+		if n > 0 {
+			found, room = s, n
+		}
+		return found == nil
+	})
+	if found != nil {
+		r.turn++
+		switch {
+		case found.only == "":
+			r.wildTurn++
+		case found.next != found:
+			r.exact[found.only] = found
+		}
+	}
+	return found, room
+}
+
+// each calls try for the subscriptions that select destination, beginning with
+// the one whose turn it is, until it returns false.
+func (r *Reader) each(destination string, try func(*Subscription) bool) {
+	exact := func() bool {
+		last := r.exact[destination]
+		if last == nil {
+			return true
+		}
+		for s := last.next; ; s = s.next {
+			if !try(s) {
+				return false
+			}
+			if s == last {
+				return true
+			}
+		}
+	}
+	wildFirst := r.turn%2 == 1
+	if !wildFirst && !exact() {
+		return
+	}
+	for i := range r.wild {
+		if s := r.wild[(i+r.wildTurn)%len(r.wild)]; s.match(destination) && !try(s) {
+			return
+		}
+	}
+	if wildFirst {
+		exact()
+	}
+}
+
+// unpark lets destinations compete again for subscriptions that got demand.
+func (r *Reader) unpark() {
+	freed := r.freed
+	r.freed = nil
+	for _, s := range freed {
+		s.listed = false
+		p, demand := s.parked, s.demand()
+		if p == nil || demand <= 0 {
 			continue
 		}
-		r.unparkSome(s.noCredit, demand)
+		r.unparkSome(p.noCredit, demand)
 		if demand > s.spare() {
-			r.unparkSome(s.reserved, demand)
+			r.unparkSome(p.reserved, demand)
 		}
+		if p.len() == 0 {
+			s.parked = nil
+			continue
+		}
+		s.freed() // what was let go may take less
 	}
 }
 

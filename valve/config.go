@@ -111,3 +111,6 @@ type Delivery struct {
 	entry  *entry
 	reader *Reader
 }
+
+// Subscription returns the subscription that the delivery came for.
+func (d *Delivery) Subscription() *Subscription { return d.entry.sub }

@@ -23,22 +23,30 @@ func (r *Reader) dispatch(ctx context.Context, e *entry) (*Delivery, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := r.clock.Now().Truncate(time.Microsecond)
+	d, err := r.handOut(e, r.clock.Now().Truncate(time.Microsecond))
+	if err != nil {
+		r.wakeUp()
+	}
+	return d, err
+}
+
+// handOut makes e a delivery now, unless it must not go any more: then it goes
+// back, and errWentBack or ErrClosed says so. The mutex is held.
+func (r *Reader) handOut(e *entry, now time.Time) (*Delivery, error) {
 	switch {
 	case r.closing:
-		e.sub.out--
+		e.sub.returned()
 		r.giveBack(e)
 		return nil, ErrClosed
 	case e.limited && now.After(e.permit.Until):
 		r.lapse(e)
-		e.sub.out--
+		e.sub.returned()
 		r.hold(e)
 		r.touch(e.dest, now)
-		r.wakeUp()
 		return nil, errWentBack
 	case r.blocked(e, now), now.Add(r.cfg.Lease / 2).After(e.leaseUntil),
 		e.ref.ExpiresAt != 0 && e.ref.ExpiresAt <= now.UnixMicro():
-		e.sub.out--
+		e.sub.returned()
 		r.giveBack(e)
 		return nil, errWentBack
 	}

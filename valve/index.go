@@ -47,6 +47,7 @@ type entry struct {
 	heldSince  time.Time // while in destination.held
 	unknown    bool      // the outcome of an earlier ack was lost
 	sub        *Subscription
+	item       *item // being inserted for a subscription
 }
 
 // rank is the lane order within a destination.
@@ -86,6 +87,7 @@ type destination struct {
 	dropped bool     // a row was passed over since the refill under way began
 	refill  bool     // a refill is queued or under way
 
+	behind   int     // messages on their way to the store that are not reserved
 	inFlight int     // entries chosen, prepared or out
 	asking   bool    // a job must come further before another one starts
 	pipeline []*item // of jobs under way, in order of dispatch

@@ -85,11 +85,11 @@ func (r *Reader) deliverInOrder(d *destination) {
 // deliver hands a leased entry to its subscription. The mutex is held.
 func (r *Reader) deliver(it *item, e *entry) {
 	if r.closing || it.sub.closed {
-		it.sub.assigned--
+		it.sub.unassign()
 		r.giveBack(e)
 		return
 	}
-	it.sub.deliver(e)
+	it.sub.box.put(e)
 }
 
 // takePermits asks the limiter for all limited items of the job in one call;
@@ -141,7 +141,7 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 		e.permit, e.permitted = g.Permits[i], true
 	}
 	for _, e := range it.entries[n:] {
-		it.sub.assigned--
+		it.sub.unassign()
 		r.putBack(e)
 	}
 	it.entries = it.entries[:n]
@@ -244,7 +244,7 @@ func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
 			continue
 		}
 		missing++
-		it.sub.assigned--
+		it.sub.unassign()
 		r.stopAhead(e)
 		if e.permitted {
 			it.spare = append(it.spare, e.permit)
@@ -302,7 +302,7 @@ func (r *Reader) setHolds(ctx context.Context, j *job) {
 		for _, e := range it.entries {
 			if e.message.Hold > 0 && !r.setHold(ctx, e) {
 				r.mu.Lock()
-				it.sub.assigned--
+				it.sub.unassign()
 				r.giveBack(e)
 				r.mu.Unlock()
 				continue
@@ -402,7 +402,7 @@ func (r *Reader) giveBack(e *entry) {
 func (r *Reader) takeBack(e *entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.sub.out--
+	e.sub.returned()
 	if e.permitted {
 		r.unused(e.dest, e.permit)
 		e.permitted = false

@@ -29,34 +29,38 @@ type Reader struct {
 	settles   batcher[*ending]
 	bell      *bell
 
-	ctx    context.Context // of the background work; ends with Close
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	wake   chan struct{} // capacity 1: the scheduler should look
-	rung   chan struct{} // capacity 1: the scanner should look
-	refill chan struct{} // capacity 1: a refill is wanted
+	ctx      context.Context // of the background work; ends with Close
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	wake     chan struct{} // capacity 1: the scheduler should look
+	rung     chan struct{} // capacity 1: the scanner should look
+	refill   chan struct{} // capacity 1: a refill is wanted
+	surveyor chan struct{} // capacity 1: a pass at full speed is wanted
 
-	mu        sync.Mutex
-	x         *index
-	rings     [classes]rings
-	ahead     [classes]int // messages on the way to their dispatch
-	bytes     int          // of bodies on the way to their dispatch
-	turn      int
-	jobs      [classes]int
-	refills   []*destination
-	leased    map[*entry]struct{}
-	subs      []*Subscription
-	exact     map[string][]*Subscription
-	wild      []*Subscription
-	main      *Subscription // of Next
-	ruleGen   uint64
-	onHold    map[*destination]struct{} // asleep because of a hold
-	peers     []queue.ID                // live readers
-	warned    time.Time                 // when the limiter was last complained about
-	freshPass bool                      // a new subscription wants a destination pass now
-	stats     Stats
-	closing   bool
-	closed    bool
+	mu       sync.Mutex
+	x        *index
+	rings    [classes]rings
+	ahead    [classes]int // messages on the way to their dispatch
+	bytes    int          // of bodies on the way to their dispatch
+	turn     int          // matches so far
+	wildTurn int          // those of subscriptions with many destinations
+	jobs     [classes]int
+	refills  []*destination
+	leased   map[*entry]struct{}
+	exact    map[string]*Subscription // the one served last of a ring of those with one destination
+	wild     []*Subscription
+	freed    []*Subscription // may take what they have parked
+	main     *Subscription   // of Next, registered by its first call
+	mainOnce sync.Once
+	ruleGen  uint64
+	onHold   map[*destination]struct{} // asleep because of a hold
+	peers    []queue.ID                // live readers
+	warned   time.Time                 // when the limiter was last complained about
+	surveys  int                       // destination passes asked for at full speed
+	surveyed int                       // those that have ended
+	stats    Stats
+	closing  bool
+	closed   bool
 }
 
 // OpenReader opens a Reader on store. The caller keeps the store and the states
@@ -64,8 +68,8 @@ type Reader struct {
 func OpenReader(ctx context.Context, store queue.Store, cfg ReaderConfig) (*Reader, error) {
 	r := &Reader{
 		cfg: withDefaults(cfg), store: store, log: logger(cfg.Logger),
-		wake: make(chan struct{}, 1), rung: make(chan struct{}, 1), refill: make(chan struct{}, 1),
-		leased: make(map[*entry]struct{}), exact: make(map[string][]*Subscription), ruleGen: 1, onHold: make(map[*destination]struct{}),
+		wake: make(chan struct{}, 1), rung: make(chan struct{}, 1), refill: make(chan struct{}, 1), surveyor: make(chan struct{}, 1),
+		leased: make(map[*entry]struct{}), exact: make(map[string]*Subscription), ruleGen: 1, onHold: make(map[*destination]struct{}),
 	}
 	for _, g := range cfg.Destinations {
 		if err := throttle.CheckPattern(g); err != nil {
@@ -84,7 +88,7 @@ func OpenReader(ctx context.Context, store queue.Store, cfg ReaderConfig) (*Read
 	}
 	r.statlog = statlog{now: r.clock.Now, write: func(lines []queue.Stat) { writeStats(store, r.clock, r.log, lines) }}
 	r.settles = batcher[*ending]{workers: 2, maxItems: settleItems, flush: r.settleBatch}
-	r.main = r.newSubscription(Filter{Globs: cfg.Destinations}, 0)
+	r.main = newSubscription(&Inbox{r: r}, Filter{Globs: cfg.Destinations}, 0, nil)
 	r.start(ctx)
 	return r, nil
 }
@@ -178,7 +182,19 @@ func (r *Reader) ID() queue.ID { return r.id }
 
 // Next blocks until a message of the reader's destinations may go and hands it
 // out. See Subscription.Next.
-func (r *Reader) Next(ctx context.Context) (*Delivery, error) { return r.main.Next(ctx) }
+func (r *Reader) Next(ctx context.Context) (*Delivery, error) {
+	r.mainOnce.Do(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.closing {
+			r.main.closed = true
+			return
+		}
+		r.register(r.main)
+		signal(r.rung)
+	})
+	return r.main.Next(ctx)
+}
 
 // All iterates over the deliveries of Next until ctx ends or the reader closes;
 // then it ends without an error. Any other error is yielded and ends it.
@@ -196,83 +212,6 @@ func (r *Reader) All(ctx context.Context) iter.Seq2[*Delivery, error] {
 	}
 }
 
-// Subscribe opens a subscription with a filter. credit is the most deliveries
-// out at once, which the reader also prepares ahead; 0 prepares as many as
-// callers wait in Next.
-func (r *Reader) Subscribe(filter Filter, credit int) (*Subscription, error) {
-	for _, g := range filter.Globs {
-		if err := throttle.CheckPattern(g); err != nil {
-			return nil, fmt.Errorf("valve: destination filter: %w", err)
-		}
-	}
-	if credit < 0 {
-		return nil, fmt.Errorf("valve: credit %d is negative", credit)
-	}
-	r.mu.Lock()
-	if r.closing {
-		r.mu.Unlock()
-		return nil, ErrClosed
-	}
-	s := r.newSubscription(filter, credit)
-	r.mu.Unlock()
-	signal(r.rung)
-	r.wakeUp()
-	return s, nil
-}
-
-// newSubscription registers a subscription. The mutex is held, or r is not shared yet.
-func (r *Reader) newSubscription(filter Filter, credit int) *Subscription {
-	s := &Subscription{
-		r: r, filter: filter, only: filter.exact(), credit: credit,
-		noCredit: make(map[*destination]struct{}), reserved: make(map[*destination]struct{}),
-	}
-	r.subs = append(r.subs, s)
-	if s.only != "" {
-		r.exact[s.only] = append(r.exact[s.only], s)
-		d := r.x.dest(s.only)
-		d.more = true // the store may have rows that nobody wanted so far
-		r.wantRefill(d)
-	} else {
-		r.wild = append(r.wild, s)
-		r.freshPass = true
-	}
-	return s
-}
-
-// dropSubscription unregisters s. The mutex is held.
-func (r *Reader) dropSubscription(s *Subscription) {
-	remove := func(list []*Subscription) []*Subscription {
-		kept := list[:0]
-		for _, o := range list {
-			if o != s {
-				kept = append(kept, o)
-			}
-		}
-		clear(list[len(kept):])
-		return kept
-	}
-	r.subs = remove(r.subs)
-	r.wild = remove(r.wild)
-	if s.only != "" {
-		if r.exact[s.only] = remove(r.exact[s.only]); len(r.exact[s.only]) == 0 {
-			delete(r.exact, s.only)
-		}
-	}
-}
-
-// wanted reports whether any subscription selects destination. The mutex is held.
-func (r *Reader) wanted(destination string) bool {
-	if len(r.exact[destination]) > 0 {
-		return true
-	}
-	for _, s := range r.wild {
-		if s.filter.Match(destination) {
-			return true
-		}
-	}
-	return false
-}
-
 // emptyError says what the reader's next message waits for.
 func (r *Reader) emptyError(s *Subscription) *EmptyError {
 	r.mu.Lock()
@@ -280,7 +219,7 @@ func (r *Reader) emptyError(s *Subscription) *EmptyError {
 	now := r.clock.Now()
 	best := &EmptyError{}
 	consider := func(at time.Time, name, why string) {
-		if why != "" && (best.Why == "" || at.Before(best.Next)) && s.filter.Match(name) {
+		if why != "" && (best.Why == "" || at.Before(best.Next)) && s.match(name) {
 			best.Next, best.Destination, best.Why = at, name, why
 		}
 	}

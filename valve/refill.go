@@ -14,39 +14,42 @@ const (
 )
 
 // passLoop runs the destination pass: it finds what the tail scan cannot know,
-// at full speed once, then with a small share of the time.
+// with a small share of the time, or at full speed when a subscription is new.
 func (r *Reader) passLoop() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	first := true
 	for {
 		select {
 		case <-timer.C:
+		case <-r.surveyor:
 		case <-r.ctx.Done():
 			return
 		}
 		began := time.Now()
-		r.pass(first)
-		first = r.takeFreshPass()
-		rest := passEvery - time.Since(began)
-		if first {
-			rest = 0
+		r.mu.Lock()
+		asked, idle := r.surveys, len(r.exact) == 0 && len(r.wild) == 0
+		r.mu.Unlock()
+		if !idle && r.pass(asked) {
+			r.mu.Lock()
+			r.surveyed = asked
+			r.mu.Unlock()
 		}
-		timer.Reset(max(rest, 10*time.Millisecond))
+		timer.Reset(max(passEvery-time.Since(began), 10*time.Millisecond))
 	}
 }
 
-// takeFreshPass reports whether a new subscription wants a pass at full speed.
-func (r *Reader) takeFreshPass() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	fresh := r.freshPass
-	r.freshPass = false
-	return fresh
+// survey asks for a pass over all destinations at full speed. The mutex is held.
+func (r *Reader) survey() {
+	r.surveys++
+	signal(r.surveyor)
 }
 
-// pass visits every destination once.
-func (r *Reader) pass(fast bool) {
+// pass visits every destination once, at full speed if it is one of the surveys
+// asked for; false: it could not, or a survey is wanted instead.
+func (r *Reader) pass(asked int) bool {
+	r.mu.Lock()
+	fast := r.surveyed < asked
+	r.mu.Unlock()
 	after := ""
 	for {
 		ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
@@ -57,16 +60,31 @@ func (r *Reader) pass(fast bool) {
 			if r.ctx.Err() == nil {
 				r.log.Warn("destination pass", "err", err)
 			}
-			return
+			return false
 		}
 		r.noteHeads(refs)
 		if more == "" {
-			return
+			return true
 		}
 		after = more
-		if !fast && !sleep(r.ctx, passShare*time.Since(began)) {
-			return
+		if !fast && !r.rest(passShare*time.Since(began)) {
+			return false
 		}
+	}
+}
+
+// rest waits for d; false: a survey is asked for, or the reader ends.
+func (r *Reader) rest(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-r.surveyor:
+		signal(r.surveyor) // for passLoop
+		return false
+	case <-r.ctx.Done():
+		return false
 	}
 }
 

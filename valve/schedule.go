@@ -64,6 +64,8 @@ type item struct {
 	spare   []throttle.Permit // of entries whose lease was lost
 	asking  bool              // no other job may start for the destination
 	done    bool              // leased; waits for earlier items of the destination
+	batch   *batch            // of messages that are being inserted leased
+	pending int               // of those, not yet known to be stored
 }
 
 // job is one round trip to the limiter and one to the store.
@@ -225,7 +227,7 @@ func (r *Reader) enqueue(d *destination) {
 
 // maybeDrop forgets a destination about which nothing is known any more.
 func (r *Reader) maybeDrop(d *destination) {
-	if d.inFlight == 0 && !d.more && !d.refill && !d.asking && !d.inRing && !d.inExpress && !d.parked &&
+	if d.inFlight == 0 && d.behind == 0 && !d.more && !d.refill && !d.asking && !d.inRing && !d.inExpress && !d.parked &&
 		d.backlog() == 0 && !d.notBefore.After(r.clock.Now()) && r.x.dests[d.name] == d {
 		delete(r.x.dests, d.name)
 	}
@@ -259,20 +261,21 @@ func (r *Reader) pick(now time.Time) []*job {
 	r.unpark()
 	var open [classes]*job
 	demand, eligible := 0, 0
-	for _, s := range r.subs {
+	for _, s := range r.wild {
 		demand += max(0, s.demand())
 	}
 	for c := range r.rings {
 		eligible += r.rings[c].len()
 	}
 	quantum := min(max(demand/max(1, eligible), 1), maxQuantum)
-	for demand > 0 && r.bytes < aheadBytes {
+	for (demand > 0 || len(r.exact) > 0) && r.bytes < aheadBytes {
 		c, ok := r.nextClass(&open)
 		if !ok {
 			break
 		}
 		d := r.rings[c].pop()
 		if d.backlog() == 0 || d.asking {
+			r.maybeDrop(d)
 			continue
 		}
 		if at, _ := r.eligibleAt(d, now); at.After(now) || classOf(d) != c {
@@ -284,7 +287,12 @@ func (r *Reader) pick(now time.Time) []*job {
 			continue // parked
 		}
 		turn := quantum
-		if c == unlimited {
+		switch {
+		case sub.only != "" && sub.next != sub:
+			turn = 1 // its consumers take turns
+		case r.rings[c].len() == 0 || sub.only != "":
+			turn = maxQuantum
+		case c == unlimited:
 			// One of each takes the oldest of all, which lie close together in
 			// the store; where permits are asked for, several share an update.
 			turn = 1
@@ -293,7 +301,9 @@ func (r *Reader) pick(now time.Time) []*job {
 			open[c] = &job{class: c}
 		}
 		n := r.choose(open[c], d, sub, min(room, r.room(c), turn*max(1, d.rule.Weight)), now)
-		demand -= n
+		if sub.only == "" {
+			demand -= n
+		}
 		r.touch(d, now)
 	}
 	var jobs []*job

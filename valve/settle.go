@@ -21,13 +21,17 @@ type ending struct {
 	settle queue.Settle
 	action string // for the statistics; "" for none
 	group  *endings
+	hold   time.Duration // EndThrottled: what the destination waits
+	tx     bool          // part of a transaction
 }
 
 // endings are the endings that one caller waits for.
 type endings struct {
-	left atomic.Int64
-	err  atomic.Pointer[error] // the first
-	done chan struct{}
+	left  atomic.Int64
+	lost  atomic.Int64          // of EndAsync: leases that were lost
+	err   atomic.Pointer[error] // the first; of EndAsync any but lost leases
+	done  chan struct{}
+	after func(lost int, err error) // of EndAsync
 }
 
 func newEndings(n int) *endings {
@@ -37,12 +41,25 @@ func newEndings(n int) *endings {
 }
 
 func (g *endings) finish(err error) {
-	if err != nil {
+	switch {
+	case err == nil:
+	case g.after != nil && errors.Is(err, ErrLeaseLost):
+		g.lost.Add(1)
+	default:
 		g.err.CompareAndSwap(nil, &err)
 	}
-	if g.left.Add(-1) == 0 {
-		close(g.done)
+	if g.left.Add(-1) > 0 {
+		return
 	}
+	if g.after == nil {
+		close(g.done)
+		return
+	}
+	var first error
+	if e := g.err.Load(); e != nil {
+		first = *e
+	}
+	g.after(int(g.lost.Load()), first)
 }
 
 func (g *endings) wait(ctx context.Context) error {
@@ -124,8 +141,8 @@ func (r *Reader) ended(x *ending, lost bool, err error, now time.Time) {
 	if e.phase == gone {
 		return
 	}
-	if e.sub != nil && e.phase == settling && x.group != nil {
-		e.sub.out--
+	if e.sub != nil && e.phase == settling && (x.group != nil || x.tx) {
+		e.sub.returned()
 	}
 	d.inFlight--
 	delete(r.leased, e)

@@ -48,7 +48,7 @@ func (r *Reader) stop() {
 		e.dest.held = nil
 		r.giveBack(e)
 	}
-	subs := append([]*Subscription(nil), r.subs...)
+	subs := r.subscriptions()
 	r.mu.Unlock()
 	for _, s := range subs {
 		_ = s.Close()
@@ -105,7 +105,7 @@ func (r *Reader) Pending(ctx context.Context) (Pending, error) {
 			return p, err
 		}
 		for _, c := range counts {
-			if c.Table != queue.Dead && r.main.filter.Match(c.Destination) {
+			if c.Table != queue.Dead && r.main.match(c.Destination) {
 				p.Waiting += c.Waiting
 				p.Leased += c.Leased
 			}

@@ -43,7 +43,10 @@ type statKey struct {
 
 // add counts n occurrences of action at destination.
 func (s *statlog) add(action, destination string, n int64) {
-	second := s.now().Unix()
+	s.addAt(action, destination, s.now().Unix(), n)
+}
+
+func (s *statlog) addAt(action, destination string, second, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -60,6 +63,19 @@ func (s *statlog) add(action, destination string, n int64) {
 		}
 	case s.timer == nil:
 		s.timer = time.AfterFunc(time.Second, s.flush)
+	}
+}
+
+// addAll counts one occurrence of action for each message.
+func (s *statlog) addAll(action string, messages []*queue.Message) {
+	second := s.now().Unix()
+	for start := 0; start < len(messages); {
+		end := start + 1
+		for end < len(messages) && messages[end].Destination == messages[start].Destination {
+			end++
+		}
+		s.addAt(action, messages[start].Destination, second, int64(end-start))
+		start = end
 	}
 }
 

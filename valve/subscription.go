@@ -1,17 +1,18 @@
 package valve
 
 import (
-	"cmp"
 	"context"
-	"errors"
+	"fmt"
 	"slices"
-	"time"
 
+	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/throttle"
 )
 
 // Filter selects destinations. The zero Filter selects all.
 type Filter struct {
+	// Exact, when not empty, selects this one destination; Globs are not looked at.
+	Exact string
 	// Globs: a destination is selected if one of them matches (`*` any bytes,
 	// `?` one byte, `\` escapes); none means all.
 	Globs []string
@@ -19,6 +20,9 @@ type Filter struct {
 
 // Match reports whether the filter selects destination.
 func (f Filter) Match(destination string) bool {
+	if f.Exact != "" {
+		return destination == f.Exact
+	}
 	if len(f.Globs) == 0 {
 		return true
 	}
@@ -30,8 +34,24 @@ func (f Filter) Match(destination string) bool {
 	return false
 }
 
+// check reports what is wrong with the filter's patterns.
+func (f Filter) check() error {
+	if f.Exact != "" {
+		return queue.CheckDestination(f.Exact)
+	}
+	for _, g := range f.Globs {
+		if err := throttle.CheckPattern(g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // exact returns the only destination the filter selects, "" if it may select several.
 func (f Filter) exact() string {
+	if f.Exact != "" {
+		return f.Exact
+	}
 	if len(f.Globs) != 1 {
 		return ""
 	}
@@ -55,33 +75,50 @@ func (f Filter) exact() string {
 // Subscription is a share of a reader: the destinations of its filter, up to a
 // number of deliveries out at once. It is safe for concurrent use.
 type Subscription struct {
-	r      *Reader
-	filter Filter
-	only   string // the one destination of an exact filter
-	credit int    // most deliveries out; 0: as many as callers wait
+	box    *Inbox
+	only   string  // the one destination of an exact filter
+	filter *Filter // any other filter
+	tag    any
+	next   *Subscription // ring of those with the same exact destination
+	mate   *Subscription // list of those of the same inbox
 
 	// Guarded by r.mu.
-	out      int // handed out, not ended
-	assigned int // on the way to this subscription
-	waiters  []*waiter
-	mailbox  []*entry                  // prepared, ordered by permit time
-	noCredit map[*destination]struct{} // parked until there is demand
-	reserved map[*destination]struct{} // parked by the slow-consumer rule
+	credit   int32 // most deliveries out; 0: as many as callers wait
+	out      int32 // handed out, not ended
+	assigned int32 // on the way to this subscription
 	closed   bool
+	listed   bool // in Reader.freed
+	parked   *parking
 }
 
-// waiter is one blocked Next.
-type waiter struct{ ch chan *entry } // capacity 1; closed when the subscription closes
+// parking holds destinations that a subscription wants and cannot take now.
+type parking struct {
+	noCredit map[*destination]struct{} // until there is demand
+	reserved map[*destination]struct{} // by the slow-consumer rule
+}
+
+func (p *parking) len() int { return len(p.noCredit) + len(p.reserved) }
+
+// Tag returns what Inbox.Subscribe was given.
+func (s *Subscription) Tag() any { return s.tag }
+
+// match reports whether the subscription selects destination.
+func (s *Subscription) match(destination string) bool {
+	if s.filter == nil {
+		return s.only == destination
+	}
+	return s.filter.Match(destination)
+}
 
 // demand is how many more messages the subscription can take.
 func (s *Subscription) demand() int {
-	if s.closed {
+	switch {
+	case s.closed:
 		return 0
+	case s.credit > 0:
+		return int(s.credit - s.out - s.assigned)
 	}
-	if s.credit > 0 {
-		return s.credit - s.out - s.assigned
-	}
-	return len(s.waiters) - s.assigned
+	return len(s.box.waiters) - int(s.assigned)
 }
 
 // spare is how much of the demand is kept for destinations with nothing in
@@ -91,153 +128,192 @@ func (s *Subscription) spare() int {
 	case s.only != "":
 		return 0
 	case s.credit > 0:
-		return s.credit / 4
+		return int(s.credit) / 4
 	}
-	return (s.out + len(s.waiters)) / 4
+	return (int(s.out) + len(s.box.waiters)) / 4
+}
+
+// park keeps d until the subscription has room for it. The mutex is held.
+func (s *Subscription) park(d *destination) {
+	if s.parked == nil {
+		s.parked = &parking{}
+	}
+	set := &s.parked.noCredit
+	if s.demand() > 0 {
+		set = &s.parked.reserved
+	}
+	if *set == nil {
+		*set = make(map[*destination]struct{})
+	}
+	(*set)[d] = struct{}{}
+}
+
+// returned notes that a delivery ended or went back. The mutex is held.
+func (s *Subscription) returned() {
+	s.out--
+	s.freed()
+}
+
+// unassign notes that something on the way will not come. The mutex is held.
+func (s *Subscription) unassign() {
+	s.assigned--
+	s.freed()
+}
+
+// freed makes the scheduler look at what is parked, if anything is. The mutex is held.
+func (s *Subscription) freed() {
+	if s.parked != nil && !s.listed {
+		s.listed = true
+		s.box.r.freed = append(s.box.r.freed, s)
+	}
+}
+
+// Subscribe opens a subscription with a filter. credit is the most deliveries
+// out at once, which the reader also prepares ahead; 0 prepares as many as
+// callers wait in Next.
+func (r *Reader) Subscribe(filter Filter, credit int) (*Subscription, error) {
+	return r.subscribe(&Inbox{r: r}, filter, credit, nil)
+}
+
+func (r *Reader) subscribe(box *Inbox, filter Filter, credit int, tag any) (*Subscription, error) {
+	if err := filter.check(); err != nil {
+		return nil, fmt.Errorf("valve: destination filter: %w", err)
+	}
+	if credit < 0 || credit > 1<<30 {
+		return nil, fmt.Errorf("valve: credit %d is not between 0 and %d", credit, 1<<30)
+	}
+	s := newSubscription(box, filter, credit, tag)
+	r.mu.Lock()
+	if r.closing || box.closed {
+		r.mu.Unlock()
+		return nil, ErrClosed
+	}
+	r.register(s)
+	r.mu.Unlock()
+	signal(r.rung)
+	r.wakeUp()
+	return s, nil
+}
+
+func newSubscription(box *Inbox, filter Filter, credit int, tag any) *Subscription {
+	s := &Subscription{box: box, only: filter.exact(), credit: int32(credit), tag: tag}
+	if s.only == "" {
+		s.filter = &filter
+	}
+	return s
+}
+
+// manyRefills is how many destinations wait for a look into the store at most
+// before a pass over all of them is the better way to serve new subscriptions.
+const manyRefills = 256
+
+// register makes s known. The mutex is held.
+func (r *Reader) register(s *Subscription) {
+	s.mate, s.box.subs = s.box.subs, s
+	if s.only == "" {
+		r.wild = append(r.wild, s)
+		r.survey()
+		return
+	}
+	if last := r.exact[s.only]; last != nil {
+		s.next, last.next = last.next, s
+		return // what the store has for it is known already
+	}
+	s.next = s
+	r.exact[s.only] = s
+	if len(r.refills) >= manyRefills {
+		r.survey()
+		return
+	}
+	d := r.x.dest(s.only)
+	d.more = true // the store may have rows that nobody wanted so far
+	r.wantRefill(d)
+}
+
+// dropSubscription unregisters s. The mutex is held.
+func (r *Reader) dropSubscription(s *Subscription) {
+	for at := &s.box.subs; *at != nil; at = &(*at).mate {
+		if *at == s {
+			*at, s.mate = s.mate, nil
+			break
+		}
+	}
+	if s.only == "" {
+		if i := slices.Index(r.wild, s); i >= 0 {
+			r.wild = slices.Delete(r.wild, i, i+1)
+		}
+		return
+	}
+	if s.next == nil {
+		return // never registered
+	}
+	prev := s
+	for prev.next != s {
+		prev = prev.next
+	}
+	switch {
+	case prev == s:
+		delete(r.exact, s.only)
+	case r.exact[s.only] == s:
+		r.exact[s.only] = prev
+	}
+	prev.next = s.next
+	s.next = nil
+}
+
+// subscriptions returns all that are registered. The mutex is held.
+func (r *Reader) subscriptions() []*Subscription {
+	all := slices.Clone(r.wild)
+	for _, last := range r.exact {
+		for s := last.next; ; s = s.next {
+			all = append(all, s)
+			if s == last {
+				break
+			}
+		}
+	}
+	return all
+}
+
+// wanted reports whether any subscription selects destination. The mutex is held.
+func (r *Reader) wanted(destination string) bool {
+	if r.exact[destination] != nil {
+		return true
+	}
+	for _, s := range r.wild {
+		if s.match(destination) {
+			return true
+		}
+	}
+	return false
 }
 
 // Next blocks until a message may be dispatched and hands it out; that moment
 // is Delivery.DispatchedAt. It returns *EmptyError after ReaderConfig.Wait,
-// ErrClosed, or the context's error.
-func (s *Subscription) Next(ctx context.Context) (*Delivery, error) {
-	var expired <-chan time.Time
-	if s.r.cfg.Wait > 0 {
-		t := time.NewTimer(s.r.cfg.Wait)
-		defer t.Stop()
-		expired = t.C
-	}
-	for {
-		e, err := s.receive(ctx, expired)
-		if err != nil {
-			return nil, err
-		}
-		d, err := s.r.dispatch(ctx, e)
-		if !errors.Is(err, errWentBack) {
-			return d, err
-		}
-	}
-}
-
-// receive returns the next prepared entry for this caller.
-func (s *Subscription) receive(ctx context.Context, expired <-chan time.Time) (*entry, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	r := s.r
-	r.mu.Lock()
-	if s.closed {
-		r.mu.Unlock()
-		return nil, ErrClosed
-	}
-	if e := s.popMail(); e != nil {
-		r.mu.Unlock()
-		return e, nil
-	}
-	w := &waiter{ch: make(chan *entry, 1)}
-	s.waiters = append(s.waiters, w)
-	r.mu.Unlock()
-	r.wakeUp()
-
-	select {
-	case e, ok := <-w.ch:
-		if !ok {
-			return nil, ErrClosed
-		}
-		return e, nil
-	case <-ctx.Done():
-		return s.leave(w, ctx.Err())
-	case <-expired:
-		e, err := s.leave(w, nil)
-		if e == nil && err == nil {
-			return nil, r.emptyError(s)
-		}
-		return e, err
-	}
-}
-
-// leave takes w off the queue of waiters. An entry that arrived meanwhile is
-// returned to the caller when err is nil, else given back.
-func (s *Subscription) leave(w *waiter, err error) (*entry, error) {
-	s.r.mu.Lock()
-	if i := slices.Index(s.waiters, w); i >= 0 {
-		s.waiters = slices.Delete(s.waiters, i, i+1)
-	}
-	s.r.mu.Unlock()
-	select {
-	case e, ok := <-w.ch:
-		if !ok {
-			return nil, ErrClosed
-		}
-		if err == nil {
-			return e, nil
-		}
-		s.r.takeBack(e)
-	default:
-	}
-	return nil, err
-}
-
-// popMail takes the first prepared entry. The reader's mutex is held.
-func (s *Subscription) popMail() *entry {
-	if len(s.mailbox) == 0 {
-		return nil
-	}
-	e := s.mailbox[0]
-	s.mailbox[0] = nil
-	s.mailbox = s.mailbox[1:]
-	s.assigned--
-	s.out++
-	return e
-}
-
-// deliver hands e to a caller or keeps it for the next one. The reader's mutex is held.
-func (s *Subscription) deliver(e *entry) {
-	e.phase = prepared
-	if len(s.waiters) > 0 && len(s.mailbox) == 0 {
-		w := s.waiters[0]
-		s.waiters[0] = nil
-		s.waiters = s.waiters[1:]
-		s.assigned--
-		s.out++
-		w.ch <- e
-		return
-	}
-	at := len(s.mailbox)
-	if e.permitted {
-		at, _ = slices.BinarySearchFunc(s.mailbox, e, func(a, b *entry) int {
-			// Equal times stay in order of arrival.
-			return cmp.Or(a.permit.At.Compare(b.permit.At), -1)
-		})
-	}
-	s.mailbox = slices.Insert(s.mailbox, at, e)
-	for len(s.waiters) > 0 && len(s.mailbox) > 0 {
-		w := s.waiters[0]
-		s.waiters = s.waiters[1:]
-		w.ch <- s.popMail()
-	}
-}
+// ErrClosed, or the context's error. The messages of an Inbox's subscriptions
+// come out of Inbox.Next, whoever calls.
+func (s *Subscription) Next(ctx context.Context) (*Delivery, error) { return s.box.nextOne(ctx, s) }
 
 // Close ends the subscription: blocked calls of Next return ErrClosed, and what
 // was prepared for it is given back. Deliveries that are out can still be ended.
 func (s *Subscription) Close() error {
-	r := s.r
+	r := s.box.r
 	r.mu.Lock()
 	if s.closed {
 		r.mu.Unlock()
 		return nil
 	}
 	s.closed = true
-	for _, w := range s.waiters {
-		close(w.ch)
+	mail := s.box.remove(s)
+	if !s.box.shared {
+		s.box.close()
 	}
-	s.waiters = nil
-	mail := s.mailbox
-	s.mailbox = nil
-	s.assigned -= len(mail)
-	s.out += len(mail)
 	r.dropSubscription(s)
-	r.unparkSome(s.noCredit, len(s.noCredit))
-	r.unparkSome(s.reserved, len(s.reserved))
+	if p := s.parked; p != nil {
+		s.parked = nil
+		r.unparkSome(p.noCredit, len(p.noCredit))
+		r.unparkSome(p.reserved, len(p.reserved))
+	}
 	r.mu.Unlock()
 	for _, e := range mail {
 		r.takeBack(e)

@@ -187,9 +187,16 @@ func (r *Reader) offerAll(refs []queue.Ref) bool {
 
 // handover takes what the writer of this process committed.
 func (r *Reader) handover(messages []*queue.Message) {
+	if len(messages) == 0 {
+		return
+	}
 	r.mu.Lock()
 	now := r.clock.Now()
 	for _, m := range messages {
+		if !m.LeaseToken.IsZero() {
+			r.reserved(m)
+			continue
+		}
 		if !r.wanted(m.Destination) || m.ReadyAt.Sub(now) > handoverSoon && !m.ReadyAt.IsZero() {
 			continue
 		}

@@ -96,7 +96,7 @@ func (r *Reader) sweep() {
 	for e := range r.leased {
 		switch {
 		case e.phase == out && !e.leaseUntil.After(now):
-			e.sub.out--
+			e.sub.returned()
 			e.dest.inFlight--
 			delete(r.leased, e)
 			r.x.forget(e)
@@ -122,12 +122,12 @@ func (r *Reader) sweepMail(e *entry, now time.Time) {
 	if !lapsed && !stale {
 		return
 	}
-	mail := remove(e.sub.mailbox, e)
-	if len(mail) == len(e.sub.mailbox) {
+	mail := remove(e.sub.box.mailbox, e)
+	if len(mail) == len(e.sub.box.mailbox) {
 		return // a caller has it in hand
 	}
-	e.sub.mailbox = mail
-	e.sub.assigned--
+	e.sub.box.mailbox = mail
+	e.sub.unassign()
 	if stale {
 		r.giveBack(e)
 		return

@@ -42,7 +42,10 @@ type Writer struct {
 type insert struct {
 	messages []*queue.Message
 	bytes    int
-	done     chan error // capacity 1
+	err      error
+	done     func(error)
+	tx       *transaction // nil for a plain insert
+	behind   []behind
 }
 
 // NewWriter returns a Writer on store after measuring the store's clock. The
@@ -65,8 +68,8 @@ func NewWriter(ctx context.Context, store queue.Store, cfg WriterConfig) (*Write
 	w.commits = batcher[*insert]{
 		workers: cfg.Commits, maxItems: commitItems, maxBytes: commitBytes,
 		// A message counts for at least its share of commitItems.
-		size:  func(i *insert) int { return max(i.bytes, len(i.messages)*(commitBytes/commitItems)) },
-		flush: w.commit,
+		size: func(i *insert) int { return max(i.bytes, len(i.messages)*(commitBytes/commitItems)) },
+		cut:  w.reserve, flush: w.commit, finish: w.finish,
 	}
 	w.stats = statlog{now: clock.Now, write: func(lines []queue.Stat) { writeStats(store, clock, w.log, lines) }}
 	w.bell = newRinger(store, clock, w.log)
@@ -102,15 +105,43 @@ func (w *Writer) Insert(ctx context.Context, msgs ...*queue.Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	if len(msgs) > MaxInsert {
-		return fmt.Errorf("%w: %d messages in one Insert; at most %d are allowed", queue.ErrInvalid, len(msgs), MaxInsert)
+	done := make(chan error, 1)
+	if err := w.InsertAsync(func(err error) { done <- err }, msgs...); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("valve: insert: %w", ctx.Err())
+	}
+}
+
+// InsertAsync is Insert without waiting: it calls done once, when the messages
+// are on disk or could not be stored. The calls of done come in the order of the
+// calls of InsertAsync, from a goroutine that commits: done must not block. When
+// InsertAsync returns an error nothing was queued and done is not called.
+func (w *Writer) InsertAsync(done func(error), msgs ...*queue.Message) error {
+	item := &insert{messages: msgs, done: done}
+	if err := w.check(item); err != nil {
+		return err
+	}
+	if !w.commits.add(item) {
+		return ErrClosed
+	}
+	return nil
+}
+
+// check prepares the messages of an insert.
+func (w *Writer) check(item *insert) error {
+	if len(item.messages) > MaxInsert {
+		return fmt.Errorf("%w: %d messages in one Insert; at most %d are allowed", queue.ErrInvalid, len(item.messages), MaxInsert)
 	}
 	if w.clock.due() {
 		go w.remeasure()
 	}
-	item := &insert{messages: msgs, done: make(chan error, 1)}
 	now := w.clock.Now().Truncate(time.Microsecond)
-	for _, m := range msgs {
+	for _, m := range item.messages {
 		if err := w.prepare(m, now); err != nil {
 			return err
 		}
@@ -119,15 +150,7 @@ func (w *Writer) Insert(ctx context.Context, msgs ...*queue.Message) error {
 	if item.bytes > MaxInsertBytes {
 		return fmt.Errorf("%w: %d bytes in one Insert; at most %d are allowed", queue.ErrInvalid, item.bytes, MaxInsertBytes)
 	}
-	if !w.commits.add(item) {
-		return ErrClosed
-	}
-	select {
-	case err := <-item.done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("valve: insert: %w", ctx.Err())
-	}
+	return nil
 }
 
 func (w *Writer) remeasure() {
@@ -161,28 +184,35 @@ func (w *Writer) prepare(m *queue.Message, now time.Time) error {
 		return fmt.Errorf("%w: id %v lies more than %v in the future", queue.ErrInvalid, m.ID, queue.MaxIDAhead)
 	}
 	m.EnqueuedAt, m.Attempts = now, 0
+	m.LeaseToken, m.LeaseUntil = queue.ID{}, time.Time{}
 	return m.Validate(w.maxBody)
 }
 
 // commit writes a group of inserts in one transaction. When the group is refused
 // because of one of them, each is tried alone.
 func (w *Writer) commit(group []*insert) {
+	plain := make([]*insert, 0, len(group))
 	var all []*queue.Message
 	for _, i := range group {
+		if i.tx != nil {
+			i.err = w.applyTx(i)
+			continue
+		}
+		plain = append(plain, i)
 		all = append(all, i.messages...)
 	}
+	if len(all) == 0 {
+		return
+	}
 	err := w.apply(all)
-	if err != nil && len(group) > 1 && (errors.Is(err, queue.ErrDuplicate) || errors.Is(err, queue.ErrInvalid)) {
-		for _, i := range group {
-			w.commit([]*insert{i})
+	if err != nil && len(plain) > 1 && (errors.Is(err, queue.ErrDuplicate) || errors.Is(err, queue.ErrInvalid)) {
+		for _, i := range plain {
+			i.err = w.apply(i.messages)
 		}
 		return
 	}
-	if err == nil {
-		w.committed(all)
-	}
-	for _, i := range group {
-		i.done <- err
+	for _, i := range plain {
+		i.err = err
 	}
 }
 
@@ -197,17 +227,48 @@ func (w *Writer) apply(messages []*queue.Message) error {
 	return nil
 }
 
-// committed tells readers what is on disk now.
-func (w *Writer) committed(messages []*queue.Message) {
+// finish tells readers and callers what is on disk now.
+func (w *Writer) finish(group []*insert) {
+	var all []*queue.Message
 	w.mu.RLock()
-	for _, r := range w.readers {
-		r.handover(messages)
+	readers := w.readers
+	for _, i := range group {
+		switch {
+		case i.err == nil:
+			all = append(all, i.messages...)
+		case i.tx == nil:
+			for _, r := range readers {
+				r.unreserve(i.messages)
+			}
+		}
+		if i.tx != nil {
+			i.tx.finish(i.err)
+		}
+	}
+	for _, r := range readers {
+		r.handover(all)
 	}
 	w.mu.RUnlock()
-	for _, m := range messages {
-		w.stats.add(actionEnqueue, m.Destination, 1)
+	for _, i := range group {
+		i.caughtUp()
 	}
-	w.bell.ring()
+	if len(all) > 0 {
+		w.stats.addAll(actionEnqueue, all)
+		w.bell.ring()
+	}
+	for _, i := range group {
+		i.done(i.err)
+	}
+}
+
+// reserve lets a reader of this process take messages that nothing is ahead of:
+// they are inserted leased.
+func (w *Writer) reserve(group []*insert) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	for _, r := range w.readers {
+		r.reserve(group)
+	}
 }
 
 func (w *Writer) attach(r *Reader) {

@@ -31,7 +31,7 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 	err := s.retry(ctx, "apply", func(a *attempt) error {
 		out = queue.Outcome{}
 		err := s.transact(ctx, a, func(r runner) error {
-			if len(c.Put) > 0 {
+			if len(c.Put) > 0 || c.Strict {
 				if err := claimToken(ctx, r, c.Token, now); err != nil {
 					return err
 				}
@@ -48,11 +48,16 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 			}
 			slices.Sort(w.lost)
 			out.Lost = w.lost
+			if c.Strict && len(w.lost) > 0 {
+				return errStrict
+			}
 			return logStats(ctx, r, c.Log)
 		})
 		switch {
 		case errors.Is(err, errSettledDuplicate):
 			out = queue.Outcome{}
+			return nil
+		case errors.Is(err, errStrict):
 			return nil
 		case errors.Is(err, errConflict):
 			a.careful = true
@@ -61,6 +66,9 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 	})
 	return out, err
 }
+
+// errStrict takes back a strict change that lost a lease.
+var errStrict = errors.New("mysql: a lease of a strict change was lost")
 
 // claimToken stores the token of a transaction; errSettledDuplicate says that it
 // is there already.

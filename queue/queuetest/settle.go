@@ -18,6 +18,7 @@ var settleCases = []testCase{
 	{"lost settles are named", lostIndices},
 	{"thousands of settles in one change", manySettles},
 	{"put and settle in one change", putAndSettle},
+	{"strict: all or nothing", strict},
 }
 
 var allVerbs = []queue.Verb{queue.Ack, queue.Retry, queue.Release, queue.Extend, queue.Kill}
@@ -209,4 +210,32 @@ func putAndSettle(f *fixture) {
 	f.equal(len(f.apply(change).Lost), 0)
 	f.equal(len(f.apply(change).Lost), 0) // done before: does nothing, loses nothing
 	f.equal(destinations(f.scan(queue.Incoming)), []string{"b"})
+}
+
+// strict changes happen as a whole or not at all.
+func strict(f *fixture) {
+	refs := f.put(f.messages("a", 3)...)
+	mine, _ := f.lease(refs[:2]...)
+	theirs, _ := f.lease(refs[2])
+	change := &queue.Change{
+		Token: f.id(), Put: f.messages("b", 1), Strict: true,
+		Settle: []queue.Settle{
+			{Ref: refs[0], Verb: queue.Ack, Token: mine},
+			{Ref: refs[2], Verb: queue.Ack, Token: mine}, // held by somebody else
+			{Ref: refs[1], Verb: queue.Kill, Token: mine, Reason: "no"},
+		},
+		Log: []queue.Stat{{Action: "dequeue", Destination: "a", Count: 1, At: f.now}},
+	}
+	f.equal(f.apply(change).Lost, []int{1})
+	f.equal(len(f.dead()), 0)
+	f.equal(len(f.scan(queue.Incoming)), 0) // b was not put
+
+	change.Settle[1].Token = theirs // the token of a change taken back may come again
+	f.equal(len(f.apply(change).Lost), 0)
+	f.equal(len(f.apply(change).Lost), 0) // done before
+	f.equal(len(f.dead()), 1)
+	f.equal(destinations(f.scan(queue.Incoming)), []string{"b"})
+
+	_, err := f.store.Apply(f.ctx, f.now, &queue.Change{Strict: true, Settle: change.Settle[:1]})
+	f.wantError(err, queue.ErrInvalid) // no token
 }

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -34,7 +35,7 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 	var out queue.Outcome
 	err := s.write(ctx, len(c.Put)+len(c.Settle)+len(c.Log), func(w *conn, alone bool) error {
 		out = queue.Outcome{}
-		if len(c.Put) > 0 {
+		if len(c.Put) > 0 || c.Strict {
 			n, err := w.exec("INSERT INTO q_batch (token, at) VALUES (?, ?) ON CONFLICT DO NOTHING",
 				c.Token[:], queue.Micros(now))
 			if err != nil || n == 0 {
@@ -54,13 +55,22 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 			out.Lost = append(out.Lost, lost...)
 		}
 		slices.Sort(out.Lost)
+		if c.Strict && len(out.Lost) > 0 {
+			return errStrict
+		}
 		return insertStats(w, c.Log)
 	})
+	if errors.Is(err, errStrict) {
+		return out, nil
+	}
 	if err != nil {
 		return queue.Outcome{}, err
 	}
 	return out, nil
 }
+
+// errStrict takes back a strict change that lost a lease.
+var errStrict = errors.New("sqlite: a lease of a strict change was lost")
 
 // insertRows inserts rows given as their column values one after the other.
 func insertRows(c *conn, table queue.Lane, args []any) error {
