@@ -7,13 +7,15 @@ import (
 
 // endless repeats a stream.
 type endless struct {
-	data []byte
-	at   int
+	data  []byte
+	at    int
+	reads int
 }
 
 func (e *endless) Read(b []byte) (int, error) {
 	n := copy(b, e.data[e.at:])
 	e.at += n
+	e.reads++
 	if e.at == len(e.data) {
 		e.at = 0
 	}

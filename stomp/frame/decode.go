@@ -19,7 +19,8 @@ func (r *Reader) decode() (*Frame, error) {
 			}
 			if wrong != "" {
 				r.lines[i].colon = r.lines[i].start // spoilt: not to be read again
-				return nil, r.fail(Syntax, wrong)
+				r.fail(Syntax, wrong)
+				return nil, r.err
 			}
 		}
 		f.Header = append(f.Header, Field{Name: name, Value: value})
@@ -40,7 +41,8 @@ func (r *Reader) decodeBody(b []byte) (*Frame, error) {
 	case r.length <= 0:
 	case !r.command.HasBody():
 		if r.version >= V11 { // S28, S29
-			return nil, r.fail(Syntax, r.command.String()+" has no body: end the frame with NUL right after the empty line")
+			r.fail(Syntax, r.command.String()+" has no body: end the frame with NUL right after the empty line")
+			return nil, r.err
 		}
 	case r.isLong:
 		f.Body, f.ownBody = r.long[:r.length:r.length], true
@@ -64,7 +66,12 @@ func (r *Reader) padded() bool {
 	return !ok
 }
 
-func trimBlanks(b []byte) []byte { return bytes.TrimLeft(b, " \t") }
+func trimBlanks(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
+		b = b[1:]
+	}
+	return b
+}
 
 // receipt returns what the frame at hand asks for, as far as it is scanned.
 func (r *Reader) receipt() string {

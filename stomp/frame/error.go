@@ -39,22 +39,24 @@ type Error struct {
 
 func (e *Error) Error() string { return "frame: " + e.Reason }
 
-// fail makes err the answer to this and every later Read.
-func (r *Reader) fail(kind Kind, reason string) *Error {
-	e := &Error{Kind: kind, Reason: reason, Command: r.command, Receipt: r.receipt()}
-	r.err = e
-	return e
+// fail makes an error the answer to this and every later Read. It returns
+// false, as what scans does when it cannot go on.
+func (r *Reader) fail(kind Kind, reason string) bool {
+	r.err = &Error{Kind: kind, Reason: reason, Command: r.command, Receipt: r.receipt()}
+	return false
 }
 
-func (r *Reader) failLimit(limit string, value int, reason string) *Error {
-	e := r.fail(Limit, fmt.Sprintf("%s (limit %d, server flag --%s)", reason, value, limit))
-	e.Limit, e.Max = limit, value
-	return e
+func (r *Reader) failLimit(limit string, value int, reason string) bool {
+	r.err = &Error{
+		Kind: Limit, Reason: fmt.Sprintf("%s (limit %d, server flag --%s)", reason, value, limit),
+		Limit: limit, Max: value, Command: r.command, Receipt: r.receipt(),
+	}
+	return false
 }
 
 // failCommand reports a first line that is no command, of which at least
 // maxCommand+1 bytes or the whole are in line.
-func (r *Reader) failCommand(line []byte) *Error {
+func (r *Reader) failCommand(line []byte) bool {
 	switch {
 	case isHTTP(line):
 		return r.fail(HTTP, "this port speaks STOMP, not HTTP: use a STOMP client, or the HTTP port for WebSocket")

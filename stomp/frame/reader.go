@@ -68,6 +68,7 @@ type Reader struct {
 	start int    // buf[start:end] is not consumed; a frame begins at start
 	end   int
 	last  int   // bytes the source gave last
+	more  bool  // it gave as many as there was room for
 	ended error // what the source said; final once buf is used up
 	err   error // final
 
@@ -136,7 +137,7 @@ func (r *Reader) consume() {
 // is known, else into buf.
 func (r *Reader) fill() error {
 	if r.ended != nil {
-		if r.err = r.ended; r.err == io.EOF && (r.phase != between || r.start < r.end) {
+		if r.err = r.ended; errors.Is(r.err, io.EOF) && (r.phase != between || r.start < r.end) {
 			r.err = io.ErrUnexpectedEOF
 		}
 		return r.err
@@ -151,7 +152,7 @@ func (r *Reader) fill() error {
 		} else {
 			n, err = r.src.Read(r.buf[r.end:])
 			r.end += n
-			r.last = n
+			r.last, r.more = n, r.end == len(r.buf)
 		}
 		if err != nil && !isTimeout(err) {
 			r.ended = err
@@ -194,6 +195,8 @@ func (r *Reader) makeRoom() {
 		r.start = 0
 	}
 	switch full := r.end == len(r.buf); {
+	case r.more && len(r.buf) < largeBuffer:
+		r.grow()
 	case r.isLong && len(r.buf)-r.end < smallBuffer:
 		r.grow()
 	case full && r.phase == inBody && len(r.buf) >= largeBuffer:
@@ -210,7 +213,11 @@ func (r *Reader) rest() {
 		r.buf = r.small
 		return
 	}
-	if len(r.buf) == smallBuffer || len(r.buf) == largeBuffer && r.last > smallBuffer/2 {
+	switch {
+	case len(r.buf) == smallBuffer && r.more:
+		r.grow()
+		return
+	case len(r.buf) == smallBuffer || len(r.buf) == largeBuffer && r.last > smallBuffer/2:
 		return
 	}
 	r.release()
@@ -221,7 +228,7 @@ func (r *Reader) rest() {
 	}
 }
 
-// grow replaces a full buffer by a bigger one.
+// grow replaces the buffer by a bigger one.
 func (r *Reader) grow() {
 	var buf []byte
 	if len(r.buf) < largeBuffer {

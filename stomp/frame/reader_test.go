@@ -36,7 +36,7 @@ func readAll(r *Reader) (frames []string, err error) {
 			}
 		}
 		f, err := r.Read()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return frames, nil
 		}
 		if err != nil {
@@ -192,7 +192,7 @@ func TestReadRefuses(t *testing.T) {
 					if !ok || e.Kind != c.kind || !strings.Contains(e.Reason, c.reason) {
 						t.Fatalf("%q: got %v, want kind %d and %q", c.in, err, c.kind, c.reason)
 					}
-					if _, again := r.Read(); again != err || !r.Buffered() {
+					if _, again := r.Read(); !errors.Is(again, err) || !r.Buffered() {
 						t.Errorf("the next Read gave %v", again)
 					}
 				})
@@ -258,10 +258,10 @@ func TestEndOfStream(t *testing.T) {
 			for err == nil {
 				_, err = r.Read()
 			}
-			if err != want {
+			if !errors.Is(err, want) {
 				t.Errorf("%s: %.30q: got %v, want %v", name, in, err, want)
 			}
-			if _, again := r.Read(); again != err {
+			if _, again := r.Read(); !errors.Is(again, err) {
 				t.Errorf("%s: %.30q: then %v", name, in, again)
 			}
 		}
@@ -297,7 +297,7 @@ func TestBodySizes(t *testing.T) {
 						t.Fatalf("%d %v %s: frame %d: id %s, body of %d bytes, want %d", size, counted, name, i, id, len(f.Body), len(want))
 					}
 				}
-				if _, err := r.Read(); err != io.EOF {
+				if _, err := r.Read(); !errors.Is(err, io.EOF) {
 					t.Errorf("%d: %v at the end", size, err)
 				}
 			}

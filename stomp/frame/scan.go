@@ -90,7 +90,7 @@ func (r *Reader) scanCommand(b []byte) bool {
 	i := bytes.IndexByte(b[:min(len(b), maxCommand+2)], '\n')
 	if i < 0 {
 		if len(b) > maxCommand+1 || bytes.IndexByte(b, 0) >= 0 {
-			r.failCommand(b)
+			return r.failCommand(b)
 		}
 		return false
 	}
@@ -100,8 +100,7 @@ func (r *Reader) scanCommand(b []byte) bool {
 	}
 	r.command = ParseCommand(text)
 	if r.command == Invalid {
-		r.failCommand(text)
-		return false
+		return r.failCommand(text)
 	}
 	r.pos, r.seen = i+1, i+1
 	r.phase = inHeaders
@@ -109,22 +108,22 @@ func (r *Reader) scanCommand(b []byte) bool {
 }
 
 func (r *Reader) scanHeaders(b []byte) bool {
-	limit := r.limits.HeaderBytes
+	limit, from := r.limits.HeaderBytes, r.seen
 	for {
 		i := bytes.IndexByte(b[r.seen:], '\n')
 		if i < 0 {
-			if bytes.IndexByte(b[r.seen:], 0) >= 0 {
-				r.failNUL()
-			} else if len(b) > limit {
-				r.failHeaderBytes()
+			if bytes.IndexByte(b[from:], 0) >= 0 {
+				return r.failNUL()
+			}
+			if len(b) > limit {
+				return r.failHeaderBytes()
 			}
 			r.seen = len(b)
 			return false
 		}
 		end := r.seen + i
 		if end >= limit {
-			r.failHeaderBytes()
-			return false
+			return r.failHeaderBytes()
 		}
 		start := r.pos
 		r.pos, r.seen = end+1, end+1
@@ -136,12 +135,10 @@ func (r *Reader) scanHeaders(b []byte) bool {
 		}
 		colon := bytes.IndexByte(b[start:end], ':')
 		if colon <= 0 {
-			r.failColon(b[start:end], colon)
-			return false
+			return r.failColon(b[start:end], colon)
 		}
 		if len(r.lines) == r.limits.Headers {
-			r.failLimit(LimitHeaders, r.limits.Headers, "too many headers")
-			return false
+			return r.failLimit(LimitHeaders, r.limits.Headers, "too many headers")
 		}
 		r.lines = append(r.lines, line{int32(start), int32(start + colon), int32(end)})
 		if colon == len("content-length") && r.length == absent && string(b[start:start+colon]) == "content-length" {
@@ -163,12 +160,10 @@ func (r *Reader) setLength(value []byte) bool {
 		n = min(n*10+int(c-'0'), 1<<31) // no overflow: the limit is lower
 	}
 	if !digits {
-		r.fail(Syntax, "content-length is not a number: give the body's length in bytes as decimal digits, or leave the header out")
-		return false
+		return r.fail(Syntax, "content-length is not a number: give the body's length in bytes as decimal digits, or leave the header out")
 	}
 	if n > r.limits.Body {
-		r.failLimit(LimitBody, r.limits.Body, "content-length is more than the server takes: send less, or have the limit raised")
-		return false
+		return r.failLimit(LimitBody, r.limits.Body, "content-length is more than the server takes: send less, or have the limit raised")
 	}
 	r.length = n
 	return true
@@ -178,12 +173,10 @@ func (r *Reader) endHeaders(b []byte) bool {
 	r.bodyAt = r.pos
 	head := b[:r.pos]
 	if bytes.IndexByte(head, 0) >= 0 {
-		r.failNUL()
-		return false
+		return r.failNUL()
 	}
 	if !utf8.Valid(head) { // S10
-		r.fail(Syntax, "a header is not UTF-8: encode it, or move the bytes to the body")
-		return false
+		return r.fail(Syntax, "a header is not UTF-8: encode it, or move the bytes to the body")
 	}
 	r.phase = inBody
 	return true
@@ -208,8 +201,7 @@ func (r *Reader) scanBody(b []byte) bool {
 // endBody checks the octet after content-length octets (S31).
 func (r *Reader) endBody(octet byte, pos int) bool {
 	if octet != 0 {
-		r.fail(Syntax, "no NUL after content-length bytes: count the body in bytes, not in characters, and end the frame with NUL")
-		return false
+		return r.fail(Syntax, "no NUL after content-length bytes: count the body in bytes, not in characters, and end the frame with NUL")
 	}
 	r.pos, r.phase = pos, complete
 	return true
@@ -225,8 +217,7 @@ func (r *Reader) scanNUL(b []byte) bool {
 		part = part[:i]
 	}
 	if before+r.pos-r.bodyAt+len(part) > r.limits.Body {
-		r.failLimit(LimitBody, r.limits.Body, "the body is more than the server takes: send less, or have the limit raised")
-		return false
+		return r.failLimit(LimitBody, r.limits.Body, "the body is more than the server takes: send less, or have the limit raised")
 	}
 	if r.isLong {
 		r.long = append(r.long, part...)
@@ -244,22 +235,21 @@ func (r *Reader) scanNUL(b []byte) bool {
 	return false
 }
 
-func (r *Reader) failHeaderBytes() {
-	r.failLimit(LimitHeaderBytes, r.limits.HeaderBytes, "headers too long: move data to the body, or have the limit raised")
+func (r *Reader) failHeaderBytes() bool {
+	return r.failLimit(LimitHeaderBytes, r.limits.HeaderBytes, "headers too long: move data to the body, or have the limit raised")
 }
 
-func (r *Reader) failNUL() {
-	r.fail(Syntax, "NUL in the headers: put an empty line between the headers and the body, also where there is none")
+func (r *Reader) failNUL() bool {
+	return r.fail(Syntax, "NUL in the headers: put an empty line between the headers and the body, also where there is none")
 }
 
-func (r *Reader) failColon(text []byte, colon int) {
-	if colon == 0 {
-		r.fail(Syntax, "a header without name: write name:value") // S12
-		return
+func (r *Reader) failColon(text []byte, colon int) bool {
+	switch {
+	case colon == 0:
+		return r.fail(Syntax, "a header without name: write name:value") // S12
+	case text[0] == 0:
+		return r.failNUL()
 	}
-	reason := "header line " + strconv.Itoa(len(r.lines)+1) + " has no colon: write name:value, and an empty line before the body" // S11
-	if bytes.HasPrefix(text, []byte{0}) {
-		reason = "NUL in the headers: put an empty line between the headers and the body, also where there is none"
-	}
-	r.fail(Syntax, reason)
+	return r.fail(Syntax, "header line "+strconv.Itoa(len(r.lines)+1)+ // S11
+		" has no colon: write name:value, and an empty line before the body")
 }
