@@ -42,7 +42,7 @@ type entry struct {
 	permitted  bool // permit is valid and unused
 	limited    bool // leaves only with a permit
 	holds      bool // its own duration holds the destination
-	ahead      bool // counted in Reader.ahead of class
+	weight     int8 // counted in Reader.ahead of class, 0: not
 	class      class
 	heldSince  time.Time // while in destination.held
 	unknown    bool      // the outcome of an earlier ack was lost
@@ -93,6 +93,7 @@ type destination struct {
 	pipeline []*item // of jobs under way, in order of dispatch
 	open     *item   // of the job that is being put together
 
+	relaxed    bool // its last permits had much slack
 	rule       throttle.Resolved
 	ruleGen    uint64
 	notBefore  time.Time // the limiter's answer: asking earlier is useless

@@ -137,6 +137,9 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 		d.notBefore, d.why = now.Add(retryPause), "limiter unreachable"
 	}
 	n := min(len(g.Permits), len(it.entries))
+	if n > 0 {
+		d.relaxed = g.Permits[n-1].Until.Sub(g.Permits[n-1].At) >= relaxedSlack
+	}
 	for i, e := range it.entries[:n] {
 		e.permit, e.permitted = g.Permits[i], true
 	}

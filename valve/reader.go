@@ -40,7 +40,7 @@ type Reader struct {
 	mu       sync.Mutex
 	x        *index
 	rings    [classes]rings
-	ahead    [classes]int // messages on the way to their dispatch
+	ahead    [classes]int // shares of messages on the way to their dispatch; see ahead.go
 	bytes    int          // of bodies on the way to their dispatch
 	turn     int          // matches so far
 	wildTurn int          // those of subscriptions with many destinations

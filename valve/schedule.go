@@ -239,7 +239,7 @@ func (r *Reader) nextClass(open *[classes]*job) (class, bool) {
 	best, found := class(0), false
 	for c := range classes {
 		full := r.jobs[c] >= c.jobs() || open[c] != nil && open[c].n >= c.items()
-		if full || r.rings[c].len() == 0 || r.room(c) <= 0 {
+		if full || r.rings[c].len() == 0 || r.room(c, relaxedShare) <= 0 {
 			continue
 		}
 		if !found || r.rings[c].passed < r.rings[best].passed {
@@ -300,7 +300,7 @@ func (r *Reader) pick(now time.Time) []*job {
 		if open[c] == nil {
 			open[c] = &job{class: c}
 		}
-		n := r.choose(open[c], d, sub, min(room, r.room(c), turn*max(1, d.rule.Weight)), now)
+		n := r.choose(open[c], d, sub, min(room, r.room(c, d.weight()), turn*max(1, d.rule.Weight)), now)
 		if sub.only == "" {
 			demand -= n
 		}
