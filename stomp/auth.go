@@ -10,10 +10,9 @@ type Access uint8
 
 // The kinds of access; they combine.
 const (
-	Read  Access = 1 << iota // SUBSCRIBE
+	Read  Access = 1 << iota // SUBSCRIBE, and the counts of /control/
 	Write                    // SEND
-	Admin                    // /control/
-	Full  = Read | Write | Admin
+	Full  = Read | Write
 )
 
 // Authenticator knows users. It is called from many goroutines.

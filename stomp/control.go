@@ -12,6 +12,9 @@ import (
 
 // control answers a SEND to /control/COMMAND in its RECEIPT.
 func (c *conn) control(f *frame.Frame, command string) error {
+	if c.access&Read == 0 {
+		return refuse("access refused", "this user may not read")
+	}
 	switch {
 	case strings.HasPrefix(command, "count-msgs/queue/"):
 		n, err := c.srv.countMessages(strings.TrimPrefix(command, "count-msgs/queue/"))

@@ -35,22 +35,23 @@ func newSendBatch(c *conn) *sendBatch {
 
 // send handles SEND.
 func (c *conn) send(f *frame.Frame) error {
-	if c.access&Write == 0 {
-		return refuse("access refused", "this user may not send")
-	}
 	destination, ok := f.Get("destination")
 	if !ok {
 		return refuse("no destination", "SEND needs a destination header: %s", destinationHelp) // S67
 	}
+	kind, rest := parseDestination(destination)
+	if c.access&Write == 0 && kind != control {
+		return refuse("access refused", "this user may not send")
+	}
 	if name, ok := f.Get("transaction"); ok {
 		return c.sendInTx(f, string(name), destination)
 	}
-	switch kind, name := parseDestination(destination); kind {
+	switch kind {
 	case topicName:
-		c.publish(f, destination, name)
+		c.publish(f, destination, rest)
 		return c.receiptOrKick(f)
 	case control:
-		return c.control(f, string(name))
+		return c.control(f, string(rest))
 	default:
 		m, err := c.queueMessage(f, destination)
 		if err != nil {
