@@ -118,7 +118,8 @@ var limiterCases = []limiterCase{
 }
 
 // limiter measures what limits cost that never throttle: the same flow without
-// and with one, one after the other.
+// and with one, one after the other. The reader knows nothing of the writer: both
+// flows find and lease every message in the store.
 func (s *session) limiter() error {
 	states := []string{"queue:"}
 	if s.c.IsSet("state") && s.c.String("state") != "queue:" {
@@ -127,7 +128,7 @@ func (s *session) limiter() error {
 	for _, c := range limiterCases {
 		var free span
 		err := s.with(func(p *pipe) (err error) {
-			if err := p.read(valve.ReaderConfig{}); err != nil {
+			if err := p.readAlone(valve.ReaderConfig{}); err != nil {
 				return err
 			}
 			free, err = p.flow("limiter none "+c.name, c.build, c.destinations)
@@ -162,7 +163,7 @@ func (s *session) limited(c limiterCase, url string, free span) error {
 		}
 		defer func() { err = errors.Join(err, limiter.Close()) }()
 		counted := &countedState{Store: limiter}
-		if err := p.read(valve.ReaderConfig{State: counted, Durable: p.opened.Durable()}); err != nil {
+		if err := p.readAlone(valve.ReaderConfig{State: counted, Durable: p.opened.Durable()}); err != nil {
 			return err
 		}
 		name := c.name + ", " + ruling.Scheme

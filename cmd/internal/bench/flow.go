@@ -36,7 +36,7 @@ type flow struct {
 func batchedFlow(p *pipe, destinations int) *flow {
 	return &flow{
 		writer: p.writer, reader: p.reader, prefix: p.prefix, destinations: destinations,
-		batch: 100, writers: 4, consumers: 4, credit: 1000, ackMost: 500, backlog: 6000,
+		batch: 100, writers: 4, consumers: 4, credit: 4000, ackMost: 500, backlog: 6000,
 	}
 }
 
@@ -44,7 +44,7 @@ func batchedFlow(p *pipe, destinations int) *flow {
 func singleFlow(p *pipe, destinations int) *flow {
 	return &flow{
 		writer: p.writer, reader: p.reader, prefix: p.prefix, destinations: destinations,
-		batch: 1, writers: 128, consumers: 128, credit: 1000, ackMost: 1, backlog: 2000,
+		batch: 1, writers: 128, consumers: 128, credit: 4000, ackMost: 1, backlog: 2000,
 	}
 }
 

@@ -94,9 +94,16 @@ func (p *pipe) checkEmpty(ctx context.Context) error {
 	return nil
 }
 
-// read opens the reader; cfg may be zero.
+// read opens the reader beside the writer, which hands over what it commits; cfg
+// may be zero.
 func (p *pipe) read(cfg valve.ReaderConfig) error {
-	cfg.Logger, cfg.Writer = p.opened.Log, p.writer
+	cfg.Writer = p.writer
+	return p.readAlone(cfg)
+}
+
+// readAlone opens the reader as if the writer were another process's.
+func (p *pipe) readAlone(cfg valve.ReaderConfig) error {
+	cfg.Logger = p.opened.Log
 	var err error
 	p.reader, err = valve.OpenReader(p.s.c.Context, p.store, cfg)
 	return err

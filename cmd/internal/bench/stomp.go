@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -125,7 +126,8 @@ func runStomp(c *cli.Context) (err error) {
 				if c.Context.Err() != nil { // a Ctrl-C reaches the broker, too
 					return context.Cause(c.Context)
 				}
-				return b.broker.explain(fmt.Errorf("%s: %w", one.name, err))
+				err = b.broker.explain(fmt.Errorf("%s: %w", one.name, err))
+				return errors.Join(err, b.results.write(c.App.Writer, c.Bool("json"))) // what was measured is not thrown away
 			}
 		}
 	}
@@ -253,10 +255,10 @@ func (b *stompBench) load(ctx context.Context, do func(ctx context.Context, l *l
 	return nil
 }
 
-// measureLoad lets a case warm up and measures it, with processor times.
-func (b *stompBench) measureLoad(ctx context.Context, l *load, name string, count func() int64) (span, error) {
+// measureLoad lets a case warm up and measures it.
+func (b *stompBench) measureLoad(ctx context.Context, l *load, name string, count func() int64) (span, use, error) {
 	if err := wait(ctx, warmUp); err != nil {
-		return span{}, err
+		return span{}, use{}, err
 	}
 	stop := b.watch(ctx, name, b.seconds, count)
 	l.measured.Store(true)
@@ -264,6 +266,5 @@ func (b *stompBench) measureLoad(ctx context.Context, l *load, name string, coun
 	err := wait(ctx, b.seconds)
 	s := span{count: count() - n, time: time.Since(at)}
 	l.measured.Store(false)
-	stop()
-	return s, err
+	return s, stop(), err
 }

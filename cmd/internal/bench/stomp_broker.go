@@ -108,7 +108,7 @@ func (b *broker) listen(out io.Reader, address *string, ready chan<- struct{}) {
 
 func firstWord(text string) string {
 	word, _, _ := strings.Cut(text, " ")
-	return strings.TrimRight(word, ",;")
+	return strings.TrimRight(word, ",;:")
 }
 
 // stop ends a broker that was started.
@@ -150,11 +150,13 @@ func (b *broker) memory(ctx context.Context) (m memory, err error) {
 		return m, setup.Failf(setup.ExitUsage, "%w", errNoProcess)
 	}
 	if b.debug != "" {
-		text, err := b.get(ctx, "/debug/pprof/heap?gc=1&debug=1")
-		if err != nil {
-			return m, err
+		for range 2 { // what is in a sync.Pool outlives one collection
+			text, err := b.get(ctx, "/debug/pprof/heap?gc=1&debug=1")
+			if err != nil {
+				return m, err
+			}
+			m.heap = number64(text, "# HeapAlloc = ")
 		}
-		m.heap = number64(text, "# HeapAlloc = ")
 	}
 	if b.pid != 0 {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.pid))
@@ -209,34 +211,48 @@ func (b *broker) get(ctx context.Context, path string) (string, error) {
 	return string(text), err
 }
 
-// watch takes a profile of the broker for d, if one is wanted, and notes what
-// broker and load generator use per message until the function returned is called.
-func (b *stompBench) watch(ctx context.Context, name string, d time.Duration, count func() int64) (stop func()) {
+// use is the processor time that messages took.
+type use struct {
+	messages    int64
+	broker, own time.Duration // 0: not known
+}
+
+// watch takes a profile of the broker for d, if one is wanted, and returns what
+// tells the use of the time since.
+func (b *stompBench) watch(ctx context.Context, name string, d time.Duration, count func() int64) (stop func() use) {
 	profiled := make(chan error, 1)
 	if folder := b.c.String("profile"); folder != "" && b.broker.debug != "" {
-		go func() {
-			text, err := b.broker.get(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", int(max(d, time.Second)/time.Second)))
-			if err == nil {
-				err = os.WriteFile(filepath.Join(folder, name+".cpu"), []byte(text), 0o644)
-			}
-			profiled <- err
-		}()
+		go func() { profiled <- b.broker.profile(ctx, filepath.Join(folder, name+".cpu"), d) }()
 	} else {
 		profiled <- nil
 	}
 	n, broker, own := count(), b.broker.cpu(), cpuTime()
-	return func() {
-		n := float64(count() - n)
-		if used := b.broker.cpu() - broker; used > 0 && n > 0 {
-			b.note(name, "processor time of the broker", "µs/msg", float64(used.Microseconds())/n, goal{})
-		}
-		if n > 0 {
-			b.note(name, "processor time of the load", "µs/msg", float64((cpuTime()-own).Microseconds())/n, goal{})
-		}
+	return func() use {
+		u := use{count() - n, b.broker.cpu() - broker, cpuTime() - own}
 		if err := <-profiled; err != nil && ctx.Err() == nil {
 			fmt.Fprintf(b.c.App.ErrWriter, "mvalve: --profile: %v\n", err)
 		}
+		return u
 	}
+}
+
+func (b *broker) profile(ctx context.Context, file string, d time.Duration) error {
+	text, err := b.get(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", int(max(d, time.Second)/time.Second)))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, []byte(text), 0o644)
+}
+
+// noteUse adds what a message cost.
+func (b *stompBench) noteUse(name string, u use) {
+	if u.messages == 0 {
+		return
+	}
+	if u.broker > 0 {
+		b.note(name, "processor time of the broker", "µs/msg", float64(u.broker.Microseconds())/float64(u.messages), goal{})
+	}
+	b.note(name, "processor time of the load", "µs/msg", float64(u.own.Microseconds())/float64(u.messages), goal{})
 }
 
 // baseline measures what the store does alone: inserts, each on disk when the

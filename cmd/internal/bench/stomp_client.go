@@ -104,22 +104,20 @@ func (c *client) flush() error {
 	return err
 }
 
-// appendSubscribe names the prefetch as RabbitMQ, ActiveMQ and ocamlmq call it.
-func (c *client) appendSubscribe(t *target, destination, id, ack, receipt string) {
-	c.out = append(c.out, "SUBSCRIBE\n"...)
-	c.out = frame.AppendHeader(c.out, c.version, "destination", destination)
-	c.out = append(c.out, "id:"+id+"\nack:"+ack+"\n"...)
+// subscribe asks for a destination. It may be called beside the goroutine that
+// reads and writes. The prefetch is named as RabbitMQ, ActiveMQ and ocamlmq call it.
+func (c *client) subscribe(t *target, destination, id, ack, receipt string) error {
+	text := frame.AppendHeader([]byte("SUBSCRIBE\n"), c.version, "destination", destination)
+	text = append(text, "id:"+id+"\nack:"+ack+"\nreceipt:"+receipt+"\n"...)
 	for _, name := range []string{"prefetch-count:", "activemq.prefetchSize:", "prefetch:"} {
-		c.out = strconv.AppendInt(append(c.out, name...), int64(t.prefetch), 10)
-		c.out = append(c.out, '\n')
+		text = strconv.AppendInt(append(text, name...), int64(t.prefetch), 10)
+		text = append(text, '\n')
 	}
 	for _, line := range t.headers {
-		c.out = append(append(c.out, line...), '\n')
+		text = append(append(text, line...), '\n')
 	}
-	if receipt != "" {
-		c.out = append(c.out, "receipt:"+receipt+"\n"...)
-	}
-	c.out = append(c.out, "\n\x00"...)
+	_, err := c.conn.Write(append(text, "\n\x00"...))
+	return err
 }
 
 // hangUp asks for the end; the reading goroutine sees the RECEIPT goodbye.

@@ -36,8 +36,7 @@ func (c *consumer) subscribe(destination string) error {
 	if c.acks {
 		ack = "client-individual"
 	}
-	c.appendSubscribe(c.run.target, destination, "1", ack, readyID)
-	return c.flush()
+	return c.client.subscribe(c.run.target, destination, "1", ack, readyID)
 }
 
 // work takes messages until the RECEIPT that hangUp asks for.

@@ -174,7 +174,7 @@ type pacer struct {
 // RECEIPTs are here.
 func (p *pacer) work(ending context.Context, t *target, destination string, perSecond int) error {
 	text, head, body := t.template(p.version, destination, "persistent:true")
-	limiter := rate.NewLimiter(rate.Limit(perSecond), 1)
+	limiter := rate.NewLimiter(rate.Limit(perSecond), 3) // makes up for a timer that was late
 	read := make(chan error, 1)
 	go func() { read <- p.count() }()
 	for limiter.Wait(ending) == nil {

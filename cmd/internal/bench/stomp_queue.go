@@ -27,7 +27,7 @@ func (b *stompBench) send(ctx context.Context, l *load, name string, connections
 		lags[i] = &p.lag
 		l.start(p.work)
 	}
-	measured, err := b.measureLoad(ctx, l, name, confirmed(producers))
+	measured, used, err := b.measureLoad(ctx, l, name, confirmed(producers))
 	if err != nil {
 		return err
 	}
@@ -39,6 +39,7 @@ func (b *stompBench) send(ctx context.Context, l *load, name string, connections
 	}
 	b.note(name, "", "msg/s", measured.perSecond(), atLeast(float64(least)))
 	b.noteLags(name, "receipt", goal{}, goal{}, lags...)
+	b.noteUse(name, used)
 	sent, total := batches(producers)
 	verdict, err := l.empty(ctx, queue, sent, total)
 	if err != nil {
@@ -79,8 +80,8 @@ func (b *stompBench) drain(ctx context.Context, l *load, name string, consumers,
 		return err
 	}
 	took := time.Since(start)
-	stop()
 	b.note(name, "", "msg/s", float64(total)/took.Seconds(), atLeast(float64(least)))
+	b.noteUse(name, stop())
 	leftOver, err := l.leftOver(ctx, queue)
 	if err != nil {
 		return err
@@ -124,7 +125,7 @@ func (b *stompBench) pairs(ctx context.Context, l *load, name string, pairs, lea
 		lags = append(lags, &consumers[i].lag)
 		l.start(p.work)
 	}
-	measured, err := b.measureLoad(ctx, l, name, delivered(consumers))
+	measured, used, err := b.measureLoad(ctx, l, name, delivered(consumers))
 	if err != nil {
 		return err
 	}
@@ -136,6 +137,7 @@ func (b *stompBench) pairs(ctx context.Context, l *load, name string, pairs, lea
 	}
 	b.note(name, "", "msg/s", measured.perSecond(), atLeast(float64(least)))
 	b.noteLags(name, "delivery", goal{}, goal{}, lags...)
+	b.noteUse(name, used)
 	leftOver, err := l.leftOver(ctx, queue(0))
 	if err != nil {
 		return err
@@ -187,7 +189,7 @@ func (b *stompBench) latency(ctx context.Context, name string) error {
 			defer close(ended)
 			return p.work(ending, b.target, queue, pace)
 		})
-		measured, err := b.measureLoad(ctx, l, name, delivered(consumers))
+		measured, used, err := b.measureLoad(ctx, l, name, delivered(consumers))
 		if err != nil {
 			return err
 		}
@@ -202,6 +204,7 @@ func (b *stompBench) latency(ctx context.Context, name string) error {
 		}
 		b.note(name, "load", "msg/s", measured.perSecond(), goal{})
 		b.noteLags(name, "delivery", atMost(0.3), atMost(1), &consumers[0].lag)
+		b.noteUse(name, used)
 		return b.noteVerdict(name, judge([]batch{{0, p.sent}}, consumers), 0)
 	})
 }

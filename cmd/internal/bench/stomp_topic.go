@@ -86,8 +86,7 @@ func (l *load) newTopic(ctx context.Context, destination string, n int) (*topic,
 			return nil, fmt.Errorf("subscriber %d: %w", i+1, err)
 		}
 		s := &subscriber{client: c, ready: make(chan struct{})}
-		s.appendSubscribe(l.target, destination, "1", "auto", readyID)
-		if err := s.flush(); err != nil {
+		if err := s.subscribe(l.target, destination, "1", "auto", readyID); err != nil {
 			return nil, err
 		}
 		t.subscribers = append(t.subscribers, s)
@@ -176,7 +175,7 @@ func (b *stompBench) topic(ctx context.Context, l *load, name string, subscriber
 		defer close(published)
 		return t.publish(ctx, ending, b.target, destination)
 	})
-	measured, err := b.measureLoad(ctx, l, name, t.delivered)
+	measured, used, err := b.measureLoad(ctx, l, name, t.delivered)
 	if err != nil {
 		return err
 	}
@@ -187,6 +186,7 @@ func (b *stompBench) topic(ctx context.Context, l *load, name string, subscriber
 		return context.Cause(ctx)
 	}
 	b.note(name, "deliveries", "msg/s", measured.perSecond(), atLeast(float64(least)))
+	b.noteUse(name, used)
 	verdict, err := l.endTopic(ctx, t)
 	if err != nil {
 		return err
