@@ -37,6 +37,7 @@ var rules = []rule{
 		"queue/...", "state/...", "throttle", "feed/...",
 		"internal/checker", "internal/bench",
 		"github.com/urfave/cli/v2", "github.com/schollz/progressbar/v3", "github.com/vbauerster/mpb/v8/...", "golang.org/x/...",
+		"github.com/coder/websocket", "github.com/coreos/go-systemd/v22/daemon",
 	}},
 
 	// Doors know the engine and the ports, not each other and no driver.
