@@ -3,6 +3,8 @@ package stomp
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -267,8 +269,9 @@ func (c *conn) giveBack() {
 	inbox, cancel := c.inbox, c.cancel
 	subs := c.subs
 	c.subs = nil
-	var ends []valve.End
-	for _, p := range c.pending {
+	ends := make([]valve.End, 0, len(c.pending))
+	for _, serial := range slices.Sorted(maps.Keys(c.pending)) { // in the order of sending
+		p := c.pending[serial]
 		verb := valve.EndRetry // the client may have seen it: the attempt counts
 		if c.broken && p.serial > c.written {
 			verb = valve.EndRelease
