@@ -5,6 +5,8 @@ import (
 	"strconv"
 )
 
+const contentLength = "content-length"
+
 // Append appends f as it goes over the wire in version v: command, headers in
 // order, content-length if there is a body (S35), body, NUL. Headers are
 // escaped as AppendHeader does, and not at all in CONNECT, STOMP and CONNECTED
@@ -17,11 +19,7 @@ func Append(dst []byte, v Version, f *Frame) []byte {
 	dst = AppendCommand(dst, f.Command)
 	names, values := v.tables()
 	for i := range f.Header {
-		h := &f.Header[i]
-		if len(h.Name) == 0 || string(h.Name) == "content-length" {
-			continue
-		}
-		dst = appendLine(dst, names, values, h.Name, h.Value)
+		dst = appendLine(dst, names, values, f.Header[i].Name, f.Header[i].Value)
 	}
 	if !f.Command.HasBody() {
 		return AppendBody(dst, nil)
@@ -42,7 +40,8 @@ func AppendCommand(dst []byte, c Command) []byte {
 // Whatever the bytes are, the line stays one line with that name (S26). What a
 // version cannot say becomes a question mark: NUL and bytes that are not UTF-8
 // in every version, CR in 1.1, CR and LF and a colon in a name in 1.0. An
-// empty name cannot be said either: nothing is appended.
+// empty name cannot be said either, and content-length is AppendBody's to say:
+// nothing is appended.
 func AppendHeader(dst []byte, v Version, name, value string) []byte {
 	return appendHeader(dst, v, name, value)
 }
@@ -53,14 +52,14 @@ func AppendHeaderBytes(dst []byte, v Version, name, value []byte) []byte {
 }
 
 func appendHeader[T string | []byte](dst []byte, v Version, name, value T) []byte {
-	if len(name) == 0 {
-		return dst
-	}
 	names, values := v.tables()
 	return appendLine(dst, names, values, name, value)
 }
 
 func appendLine[T string | []byte](dst []byte, names, values *escapes, name, value T) []byte {
+	if len(name) == 0 || len(name) == len(contentLength) && string(name) == contentLength {
+		return dst
+	}
 	if !plain(names, name) || !plain(values, value) {
 		dst = append(appendEscaped(dst, names, name), ':')
 		return append(appendEscaped(dst, values, value), '\n')

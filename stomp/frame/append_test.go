@@ -62,6 +62,8 @@ func TestAppendByHand(t *testing.T) {
 		b = AppendHeaderInt(b, "n", -17)
 		b = AppendHeaderBytes(b, v, []byte("x"), []byte("y\\z"))
 		b = AppendHeader(b, v, "", "nothing")
+		b = AppendHeader(b, v, "content-length", "1")
+		b = AppendHeaderBytes(b, v, []byte("content-length"), []byte("99"))
 		b = AppendBody(b, []byte("body"))
 		if diff := cmp.Diff(string(Append(nil, v, f)), string(b)); diff != "" {
 			t.Errorf("%v: %s", v, diff)

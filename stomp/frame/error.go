@@ -22,7 +22,7 @@ const (
 const (
 	LimitHeaderBytes = "max-header-bytes"
 	LimitHeaders     = "max-headers"
-	LimitBody        = "max-body-bytes"
+	LimitBody        = "max-body"
 )
 
 // Error is a protocol error of the peer. The connection cannot go on: where

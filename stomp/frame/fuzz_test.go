@@ -165,7 +165,7 @@ func FuzzAppend(f *testing.F) {
 		for _, v := range []Version{0, V10, V11, V12} {
 			survives(t, v, frame)
 			line := AppendHeader(nil, v, n1, v1)
-			if n1 == "" {
+			if n1 == "" || n1 == "content-length" {
 				if len(line) != 0 {
 					t.Fatalf("%q for no name", line)
 				}

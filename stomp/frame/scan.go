@@ -141,7 +141,7 @@ func (r *Reader) scanHeaders(b []byte) bool {
 			return r.failLimit(LimitHeaders, r.limits.Headers, "too many headers")
 		}
 		r.lines = append(r.lines, line{int32(start), int32(start + colon), int32(end)})
-		if colon == len("content-length") && r.length == absent && string(b[start:start+colon]) == "content-length" {
+		if colon == len(contentLength) && r.length == absent && string(b[start:start+colon]) == contentLength {
 			if !r.setLength(b[start+colon+1 : end]) {
 				return false
 			}
