@@ -10,7 +10,7 @@ func (r *Reader) decode() (*Frame, error) {
 	f.Command, f.Header = r.command, f.Header[:0]
 	escaped := r.version >= V11 && !r.command.literal() && // S18, S25
 		bytes.IndexByte(b[:r.bodyAt], '\\') >= 0
-	for i, l := range r.lines {
+	for _, l := range r.lines {
 		name, value := b[l.start:l.colon:l.colon], b[l.colon+1:l.end:l.end]
 		if escaped {
 			var wrong string
@@ -18,7 +18,6 @@ func (r *Reader) decode() (*Frame, error) {
 				value, wrong = unescape(r.version, value)
 			}
 			if wrong != "" {
-				r.lines[i].colon = r.lines[i].start // spoilt: not to be read again
 				r.fail(Syntax, wrong)
 				return nil, r.err
 			}

@@ -212,6 +212,23 @@ func TestLimitsInclusive(t *testing.T) {
 	}
 }
 
+// S40: one byte, one header less is exceeded.
+func TestLimitsExact(t *testing.T) {
+	in := "SEND\na:1\ncontent-length:10\n\n1234567890\x00"
+	for limit, lim := range map[string]Limits{
+		LimitHeaderBytes: {HeaderBytes: 27, Headers: 2, Body: 10},
+		LimitHeaders:     {HeaderBytes: 28, Headers: 1, Body: 10},
+		LimitBody:        {HeaderBytes: 28, Headers: 2, Body: 9},
+	} {
+		for name, src := range sources(in) {
+			_, err := readAll(NewReader(src, lim))
+			if e, ok := errors.AsType[*Error](err); !ok || e.Limit != limit {
+				t.Errorf("%s, %s: %v", limit, name, err)
+			}
+		}
+	}
+}
+
 // S122: an error knows the receipt the frame asked for.
 func TestErrorNamesReceipt(t *testing.T) {
 	for _, c := range []struct {
