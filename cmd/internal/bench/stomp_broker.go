@@ -59,6 +59,7 @@ func (b *stompBench) startBroker(ctx context.Context) error {
 		url = "sqlite:" + filepath.Join(b.folder, "stomp.db")
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, "serve", "--stomp", "127.0.0.1:0", "--http", "off", "--debug", "127.0.0.1:0")
+	cmd.Args[0] = os.Args[0] // what this program is called, whatever its file is
 	// The environment, unlike the arguments, hides a password from other users.
 	cmd.Env = append(os.Environ(), "MVALVE_QUEUE="+url)
 	out, err := cmd.StderrPipe()

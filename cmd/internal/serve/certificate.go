@@ -11,7 +11,7 @@ import (
 )
 
 // recheck is how long a certificate is used without a look at its file.
-const recheck = 10 * time.Second
+var recheck = 10 * time.Second // tests lower it
 
 // certificate is the server's certificate; it follows its files when they
 // change, so that a renewal needs no restart.
