@@ -115,7 +115,7 @@ func (c *conn) sendBatch() error {
 		if len(b.messages) > 1 && errors.Is(err, queue.ErrInvalid) {
 			return c.sendSingly(b)
 		}
-		b.landed()
+		b.landed(nil)
 		f := insertFailure(err)
 		f.receipt = b.first
 		b.recycle()
@@ -127,7 +127,7 @@ func (c *conn) sendBatch() error {
 // sendSingly inserts what a bad message among them kept from being inserted
 // together, up to that one.
 func (c *conn) sendSingly(b *sendBatch) error {
-	b.landed()
+	b.landed(nil)
 	from := 0
 	for i, m := range b.messages {
 		one := newSendBatch(c)
@@ -159,32 +159,29 @@ func insertFailure(err error) *failure {
 // committed is called once the messages are on disk, or were not stored.
 func (b *sendBatch) committed(err error) {
 	c := b.c
-	n := len(b.messages)
-	b.landed()
-	if err != nil {
-		f := insertFailure(err)
-		f.receipt = b.first
-		c.interrupt(f)
+	if err == nil {
+		c.srv.stats.Received.Add(int64(len(b.messages)))
+		b.landed(b.receipts)
 		b.recycle()
 		return
 	}
-	c.srv.stats.Received.Add(int64(n))
-	if len(b.receipts) > 0 {
-		c.mu.Lock()
-		c.appendRaw(b.receipts)
-		c.kick()
-		c.mu.Unlock()
-	}
+	f := insertFailure(err)
+	f.receipt = b.first
+	c.interrupt(f)
+	b.landed(nil)
 	b.recycle()
 }
 
-// landed gives back what was taken for messages on the way to disk.
-func (b *sendBatch) landed() {
+// landed gives back what was taken for messages on the way to disk, and sends
+// their receipts with it: who waits for the one finds the other in the buffer.
+func (b *sendBatch) landed(receipts []byte) {
 	c := b.c
 	c.srv.budget.release(b.bytes)
 	c.mu.Lock()
 	c.flying -= len(b.messages)
 	c.flyBytes -= b.bytes
+	c.appendRaw(receipts)
+	c.kick()
 	c.space.Broadcast()
 	c.mu.Unlock()
 }

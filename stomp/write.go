@@ -82,6 +82,7 @@ func (c *conn) writeOnce() bool {
 	buf, autos, put := c.buf, c.autos, c.put
 	c.buf, c.autos = nil, nil
 	c.writes++
+	c.slow = false
 	c.space.Broadcast()
 	if c.broken {
 		buf = nil
