@@ -21,7 +21,9 @@ import (
 	_ "modernc.org/sqlite" // the sql command of the scripts
 
 	"github.com/mvalve/mvalve/cmd/internal/admin"
+	"github.com/mvalve/mvalve/cmd/internal/bench"
 	"github.com/mvalve/mvalve/cmd/internal/reader"
+	"github.com/mvalve/mvalve/cmd/internal/serve"
 	"github.com/mvalve/mvalve/cmd/internal/setup"
 	"github.com/mvalve/mvalve/cmd/internal/writer"
 	"github.com/mvalve/mvalve/internal/testserver"
@@ -36,7 +38,7 @@ func (s suite) Run() int {
 
 func TestMain(m *testing.M) {
 	testscript.Main(suite{m}, map[string]func(){
-		"mvalve":        func() { setup.Main(admin.App()) },
+		"mvalve":        func() { setup.Main(admin.App(serve.Command(), bench.Command())) },
 		"mvalve-writer": func() { setup.Main(writer.App()) },
 		"mvalve-reader": func() { setup.Main(reader.App()) },
 	})
@@ -54,6 +56,7 @@ func params(dir string, before func(*testscript.Env) error) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "sql": execSQL, "until": until, "signal": signalCommand, "repeat": repeat,
+			"freeport": freePort, "stomp": stompCommand, "get": getCommand,
 		},
 	}
 }

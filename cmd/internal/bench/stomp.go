@@ -127,6 +127,9 @@ func runStomp(c *cli.Context) (err error) {
 					return context.Cause(c.Context)
 				}
 				err = b.broker.explain(fmt.Errorf("%s: %w", one.name, err))
+				if exit := new(setup.ExitError); !errors.As(err, &exit) {
+					err = setup.Failf(setup.ExitUnavailable, "%w", err) // whatever it is, the broker is at the other end of it
+				}
 				return errors.Join(err, b.results.write(c.App.Writer, c.Bool("json"))) // what was measured is not thrown away
 			}
 		}

@@ -256,13 +256,19 @@ func (s *server) announce(l *listeners) {
 	say("ready%s", s.next(l))
 }
 
-// next is a test to paste.
+// next is what to do next, to paste.
 func (s *server) next(l *listeners) string {
-	if l.stomp == nil || s.cert != nil || s.options.users != "" {
+	if l.stomp == nil {
 		return ""
 	}
 	address := local(l.stomp.Addr())
 	host, port, _ := net.SplitHostPort(address)
+	switch {
+	case s.cert != nil:
+		return "; try: openssl s_client -quiet -connect " + address
+	case s.options.users != "":
+		return "; try: mvalve bench stomp --address " + address + " --login NAME --passcode PASSCODE"
+	}
 	return fmt.Sprintf(`; try: printf 'CONNECT\naccept-version:1.2\n\n\0SEND\ndestination:/queue/hello\nreceipt:on-disk\n\nhi\0DISCONNECT\nreceipt:bye\n\n\0' | nc %s %s; or: mvalve bench stomp --address %s`, host, port, address)
 }
 
