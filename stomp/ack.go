@@ -164,8 +164,8 @@ func (c *conn) collect(ends []valve.End, token, subscription []byte, end valve.E
 		}
 		return ends, nil
 	}
-	if subscription != nil && string(subscription) != p.s.id {
-		return ends, refuse("wrong subscription", "message %s was sent to subscription %.100q", token, p.s.id) // S90
+	if subscription != nil && string(subscription) != p.s.id() {
+		return ends, refuse("wrong subscription", "message %s was sent to subscription %.100q", token, p.s.id()) // S90
 	}
 	first := p
 	if p.s.mode == ackClient { // S86, S96

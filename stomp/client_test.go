@@ -2,6 +2,7 @@ package stomp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -111,6 +112,7 @@ func (b *broker) connect(v frame.Version, extra ...string) *client {
 	c.expect(frame.Connected)
 	c.v = v
 	c.r.SetVersion(v)
+	_ = c.nc.SetDeadline(time.Time{})
 	return c
 }
 
@@ -207,7 +209,7 @@ func (c *client) silent() {
 	_ = c.nc.SetReadDeadline(time.Now().Add(quiet))
 	if f, err := c.r.Read(); err == nil {
 		c.t.Fatalf("got %s, want nothing", show(f))
-	} else if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
+	} else if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
 		c.t.Fatalf("got %v, want nothing", err)
 	}
 }
@@ -225,7 +227,7 @@ func (c *client) fails(what string) *frame.Frame {
 
 func (c *client) closed() {
 	c.t.Helper()
-	if f, err := c.read(); err != io.EOF {
+	if f, err := c.read(); !errors.Is(err, io.EOF) {
 		c.t.Fatalf("got %s, %v; want the end of the connection", show(f), err)
 	}
 }

@@ -29,16 +29,18 @@ type conn struct {
 	reads   atomic.Int64 // calls of nc.Read that returned bytes: any data is a heart-beat (S61)
 
 	// Of the reading goroutine.
-	sends    *sendBatch
-	acks     *ackBatch
-	lastName string          // destination of the last SEND
-	txs      map[string]*tx  // open transactions
-	dirty    []*conn         // have topic messages that no writer knows of
-	matched  []*subscription // scratch of publish
-	topic    topicMessage    // scratch of publish
-	kept     []frame.Field   // scratch of fill
-	text     []byte          // scratch of fill
-	live     bool            // counted as authenticated
+	sends     *sendBatch
+	acks      *ackBatch
+	lastName  string          // destination of the last SEND
+	txs       map[string]*tx  // open transactions
+	dirty     []*conn         // have topic messages that no writer knows of
+	matched   []*subscription // scratch of publish
+	topic     topicMessage    // scratch of publish
+	kept      []frame.Field   // scratch of fill
+	text      []byte          // scratch of fill
+	live      bool            // counted as authenticated
+	armed     bool            // reads have the deadline of next
+	lastReads int64           // reads when it was set
 
 	wg     sync.WaitGroup // its other goroutines
 	cancel context.CancelFunc
@@ -108,7 +110,7 @@ func (c *conn) run() (err error) {
 				return err
 			}
 		}
-		f, err := c.r.Read()
+		f, err := c.next()
 		if err != nil {
 			return err
 		}
@@ -116,6 +118,46 @@ func (c *conn) run() (err error) {
 			return about(err, f)
 		}
 	}
+}
+
+// idle is after how long without a frame a connection gives back the memory that
+// a busy one has borrowed.
+const idle = 5 * time.Second
+
+// next reads the next frame. The deadline of its reads ends nothing: the codec
+// lets go of what it borrowed when a read times out.
+func (c *conn) next() (*frame.Frame, error) {
+	for {
+		if reads := c.reads.Load(); !c.armed && c.lastReads != reads {
+			if err := c.readUntil(time.Now().Add(idle)); err != nil {
+				return nil, err
+			}
+			c.armed, c.lastReads = true, reads
+		}
+		f, err := c.r.Read()
+		if t, ok := errors.AsType[net.Error](err); err == nil || !ok || !t.Timeout() {
+			return f, err
+		}
+		if c.armed = false; c.lastReads == c.reads.Load() {
+			err = c.readUntil(time.Time{})
+		} else {
+			err = c.readUntil(time.Now().Add(idle))
+			c.armed, c.lastReads = true, c.reads.Load()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// readUntil sets the deadline of reads, unless the connection was told to end.
+func (c *conn) readUntil(deadline time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending != nil {
+		return c.ending
+	}
+	return c.nc.SetReadDeadline(deadline)
 }
 
 // about completes a failure with the frame it is about (S122).

@@ -1,6 +1,7 @@
 package stomp
 
 import (
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -99,7 +100,7 @@ func TestConnectBudget(t *testing.T) { // S55
 	b := startBroker(t, brokerConfig{config: Config{ConnectTimeout: 50 * time.Millisecond, MaxConnections: 3}})
 	t.Run("nothing comes", func(t *testing.T) {
 		c := b.dial()
-		if _, err := c.read(); err != io.EOF {
+		if _, err := c.read(); !errors.Is(err, io.EOF) {
 			t.Errorf("got %v", err)
 		}
 	})

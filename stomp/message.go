@@ -101,11 +101,11 @@ func (c *conn) putMessage(s *subscription, d *valve.Delivery, now time.Time) {
 func (c *conn) appendMessage(b []byte, s *subscription, d *valve.Delivery, serial uint64) []byte {
 	m, v := d.Message, c.version
 	b = append(b, "MESSAGE\n"...)
-	if s.id != "" { // in 1.0, too (S73, I3)
-		b = frame.AppendHeader(b, v, "subscription", s.id)
+	if s.id() != "" { // in 1.0, too (S73, I3)
+		b = frame.AppendHeader(b, v, "subscription", s.id())
 	}
 	if s.kind == queueName || s.kind == tempQueue {
-		b = frame.AppendHeader(b, v, "destination", s.destination)
+		b = frame.AppendHeader(b, v, "destination", s.destination())
 	} else {
 		b = frame.AppendHeader(b, v, "destination", "/queue/"+m.Destination)
 	}

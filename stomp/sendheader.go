@@ -24,7 +24,6 @@ type sendOptions struct {
 	m                                  *queue.Message
 	priority, expires, expiration      string
 	scheduled, at, delay, deliverAfter string
-	temp                               bool
 }
 
 // header takes one header of a SEND and reports whether it travels with the

@@ -93,7 +93,7 @@ func (s *Server) Serve(ln net.Listener) error {
 			return ErrServerClosed
 		default:
 		}
-		if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() && !temporary(err) {
+		if errors.Is(err, net.ErrClosed) {
 			return err
 		}
 		// Out of file descriptors, most likely: connections that end free some.
@@ -105,12 +105,6 @@ func (s *Server) Serve(ln net.Listener) error {
 			return ErrServerClosed
 		}
 	}
-}
-
-// temporary reports whether accepting may work again later.
-func temporary(err error) bool {
-	t, ok := err.(interface{ Temporary() bool }) //nolint:errorlint // net.OpError itself says it
-	return ok && t.Temporary()
 }
 
 func (s *Server) track(ln net.Listener) bool {
@@ -125,7 +119,8 @@ func (s *Server) track(ln net.Listener) bool {
 
 // ServeConn serves one connection that was made elsewhere, such as a WebSocket
 // with its messages joined to a stream, and returns when it has ended. Its
-// RemoteAddr decides whether it is local. It closes nc.
+// RemoteAddr decides whether it is local, its reads must be able to go on after a
+// time-out, and each of its writes holds whole frames. It closes nc.
 func (s *Server) ServeConn(nc net.Conn) {
 	s.init()
 	if c := s.admit(nc); c != nil {

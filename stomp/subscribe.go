@@ -24,24 +24,30 @@ const (
 // subscription is one SUBSCRIBE. There may be a million: it has no goroutine, no
 // timer and no map. Fields are constant or guarded by conn.mu.
 type subscription struct {
-	c           *conn
-	v           *valve.Subscription // nil for topics
-	id          string              // "" if the client gave none (S73)
-	destination string              // as the client wrote it
-	head, tail  *pending            // out and not acknowledged, oldest first
-	index       int32               // in its topic's list; guarded by hub.mu
-	kind        kind
-	mode        mode
-	closed      bool
-	automatic   bool // made by a reply-to
+	c          *conn
+	v          *valve.Subscription // nil for topics
+	text       string              // id and destination: one string takes less memory
+	head, tail *pending            // out and not acknowledged, oldest first
+	idLen      uint32
+	index      int32 // in its topic's list; guarded by hub.mu
+	kind       kind
+	mode       mode
+	closed     bool
+	automatic  bool // made by a reply-to
 }
+
+// id returns the id the client gave, "" if none (S73).
+func (s *subscription) id() string { return s.text[:s.idLen] }
+
+// destination returns the destination as the client wrote it.
+func (s *subscription) destination() string { return s.text[s.idLen:] }
 
 // key is how the subscription is found again (S80).
 func (s *subscription) key() string {
-	if s.id == "" {
-		return s.destination
+	if s.idLen == 0 {
+		return s.text
 	}
-	return s.id
+	return s.id()
 }
 
 // subscribe handles SUBSCRIBE.
@@ -57,7 +63,7 @@ func (c *conn) subscribe(f *frame.Frame) error {
 	c.mu.Lock()
 	old := c.subs[s.key()]
 	full := len(c.subs) >= c.srv.cfg.MaxSubscriptions
-	byReply := c.subs[s.destination]
+	byReply := c.subs[s.destination()]
 	c.mu.Unlock()
 	if byReply != nil && byReply.automatic && s.kind == tempQueue {
 		c.drop(byReply) // the client takes over what reply-to had opened
@@ -91,9 +97,7 @@ func (c *conn) newSubscription(f *frame.Frame) (*subscription, error) {
 	if !ok && c.version > frame.V10 {
 		return nil, refuse("no id", "SUBSCRIBE needs an id header that is unique on the connection") // S74
 	}
-	s := &subscription{c: c}
-	both := string(id) + string(destination) // one allocation for the two
-	s.id, s.destination = both[:len(id)], both[len(id):]
+	s := &subscription{c: c, text: string(id) + string(destination), idLen: uint32(len(id))}
 	var name []byte
 	switch s.kind, name = parseDestination(destination); s.kind {
 	case noDestination, control:
@@ -164,7 +168,7 @@ func (c *conn) remember(s *subscription) {
 // subscribeQueue opens s in the valve. f is the SUBSCRIBE to answer, nil for none.
 func (c *conn) subscribeQueue(s *subscription, prefetch int, f *frame.Frame) error {
 	filter := valve.Filter{}
-	switch _, name := parseDestination(s.destination); s.kind {
+	switch _, name := parseDestination(s.destination()); s.kind {
 	case queueName:
 		filter.Exact = name
 	case queuePrefix:

@@ -29,7 +29,7 @@ func (c *conn) replyQueue(name string) (string, error) {
 		return global, nil
 	}
 	both := dir + name
-	s := &subscription{c: c, id: both, destination: both, kind: tempQueue, automatic: true}
+	s := &subscription{c: c, text: both + both, idLen: uint32(len(both)), kind: tempQueue, automatic: true}
 	return global, c.subscribeQueue(s, c.srv.cfg.Prefetch, nil)
 }
 
@@ -46,7 +46,7 @@ func (c *conn) rememberTemp(global string, s *subscription) {
 
 // forgetTemp notes that s listens no longer. The mutex is held.
 func (c *conn) forgetTemp(s *subscription) {
-	_, name := parseDestination(s.destination)
+	_, name := parseDestination(s.destination())
 	if global := c.tempName(name); c.temps[global] == s {
 		c.temps[global] = nil
 	}

@@ -27,7 +27,7 @@ func (h *hub) init() {
 
 // table returns where s is listed and under which name.
 func (h *hub) table(s *subscription) (map[string]*listeners, string) {
-	_, name := parseDestination(s.destination)
+	_, name := parseDestination(s.destination())
 	if s.kind == topicPrefix {
 		return h.prefixes, name
 	}
@@ -179,8 +179,8 @@ func (c *conn) publishTo(s *subscription, t *topicMessage) bool {
 	}
 	to.room()
 	to.buf = append(to.buf, "MESSAGE\n"...)
-	if s.id != "" {
-		to.buf = frame.AppendHeader(to.buf, to.version, "subscription", s.id)
+	if s.id() != "" {
+		to.buf = frame.AppendHeader(to.buf, to.version, "subscription", s.id())
 	}
 	to.buf = append(to.buf, t.frameFor(to.version, s.mode != ackAuto)...)
 	c.makeDirty(to)
@@ -252,11 +252,11 @@ func (s *Server) countSubscribers(topic bool, name string) int {
 		for _, sub := range c.subs {
 			switch sub.kind {
 			case queueName:
-				if sub.destination == destination {
+				if sub.destination() == destination {
 					n++
 				}
 			case queuePrefix:
-				if strings.HasPrefix(destination, sub.destination[:len(sub.destination)-1]) {
+				if strings.HasPrefix(destination, sub.destination()[:len(sub.destination())-1]) {
 					n++
 				}
 			case pipe:

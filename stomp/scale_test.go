@@ -1,0 +1,197 @@
+package stomp
+
+import (
+	"fmt"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/stomp/frame"
+)
+
+// liveHeap returns the bytes in use after a collection.
+func liveHeap() int64 {
+	runtime.GC()
+	runtime.GC() // the second empties the pools
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func TestMemoryOfSubscriptions(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("measures memory")
+	}
+	b := startBroker(t, brokerConfig{})
+	const connections, each = 100, 1000
+	clients := make([]*client, connections)
+	for i := range clients {
+		clients[i] = b.connect(frame.V12)
+	}
+	before := liveHeap()
+	var wg sync.WaitGroup
+	for i, c := range clients {
+		wg.Go(func() {
+			var wire strings.Builder
+			for k := range each {
+				fmt.Fprintf(&wire, "SUBSCRIBE\nid:%d\ndestination:/queue/worker-%d-%d\nack:client-individual\n\n\x00", k, i, k)
+			}
+			c.write(wire.String())
+			c.do("BEGIN", "transaction:last")
+		})
+	}
+	wg.Wait()
+	if n := b.srv.Stats().Subscriptions; n != connections*each {
+		t.Fatalf("%d subscriptions", n)
+	}
+	eventually(t, "300 bytes per subscription, once connections gave back what they had borrowed", func() bool {
+		return (liveHeap()-before)/(connections*each) <= 300
+	})
+	t.Logf("%d bytes per subscription", (liveHeap()-before)/(connections*each))
+	runtime.KeepAlive(clients)
+}
+
+func TestMemoryOfConnections(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("measures memory")
+	}
+	b := startBroker(t, brokerConfig{config: Config{MaxUnauthenticated: 6000}})
+	const n = 5000
+	before := liveHeap()
+	clients := make([]*client, n)
+	for i := range clients {
+		clients[i] = b.connect(frame.V12)
+	}
+	if got := b.srv.Stats().Connections; got != n {
+		t.Fatalf("%d connections", got)
+	}
+	per := (liveHeap() - before) / n // the test's ends included
+	t.Logf("%d bytes per connection, both ends", per)
+	if per > 24<<10 {
+		t.Errorf("%d bytes per connection", per)
+	}
+	clients[n-1].send("/queue/a", "x")
+	for _, c := range clients {
+		c.nc.Close()
+	}
+	eventually(t, "all gone", func() bool { return b.srv.Stats().Connections == 0 })
+}
+
+func TestNothingPerQueue(t *testing.T) { // a queue without subscriber costs nothing here
+	if testing.Short() || raceEnabled {
+		t.Skip("measures memory")
+	}
+	b := startBroker(t, brokerConfig{})
+	c := b.connect(frame.V12)
+	for i := range 2000 {
+		c.send(fmt.Sprintf("/queue/%d", i), "x")
+	}
+	if n := len(b.srv.hub.exact); n != 0 {
+		t.Errorf("%d topics", n)
+	}
+}
+
+func TestProducerFlood(t *testing.T) { // producers that never wait: memory is bounded, nothing is lost, others are served
+	b := startBroker(t, brokerConfig{config: Config{MaxPending: 100, MaxPendingBytes: 1 << 20, MaxTotalBytes: 2 << 20}})
+	const producers, each, size = 8, 300, 16 << 10
+	var wg sync.WaitGroup
+	for range producers {
+		c := b.connect(frame.V12)
+		wg.Go(func() {
+			for range each {
+				c.frame("SEND", []string{"destination:/queue/flood"}, strings.Repeat("x", size))
+			}
+			c.do("DISCONNECT")
+		})
+	}
+	stop := make(chan struct{})
+	most := 0
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				most = max(most, b.srv.Stats().PendingBytes)
+				runtime.Gosched()
+			}
+		}
+	})
+	other := b.connect(frame.V12)
+	for range 20 {
+		other.send("/queue/other", "x")
+	}
+	wg.Wait()
+	close(stop)
+	watch.Wait()
+	if n, err := b.srv.countMessages("flood"); err != nil || n != producers*each {
+		t.Errorf("%d messages, %v", n, err)
+	}
+	if most > 2<<20+1<<20 {
+		t.Errorf("%d bytes were on their way", most)
+	}
+}
+
+func TestSlowLoris(t *testing.T) { // peers that send a byte now and then cost little and hold nobody up
+	b := startBroker(t, brokerConfig{config: Config{ConnectTimeout: 200 * time.Millisecond}})
+	var slow []*client
+	for range 200 {
+		c := b.dial()
+		c.write("CONN")
+		slow = append(slow, c)
+	}
+	c := b.connect(frame.V12)
+	c.send("/queue/a", "x")
+	eventually(t, "closed", func() bool { return b.srv.Stats().Connections == 1 })
+	for _, s := range slow {
+		s.nc.Close()
+	}
+}
+
+func TestHalfOpenProducer(t *testing.T) { // a client that never reads its receipts is held up, not the server
+	b := startBroker(t, brokerConfig{config: Config{OutBuffer: 16 << 10, MaxPending: 50}})
+	c := b.connect(frame.V12)
+	_ = c.nc.(*net.TCPConn).SetReadBuffer(4 << 10)
+	one := "SEND\ndestination:/queue/a\nreceipt:" + strings.Repeat("r", 2000) + "\n\nx\x00"
+	_ = c.nc.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	blocked := false
+	for range 100_000 {
+		if _, err := c.nc.Write([]byte(one)); err != nil {
+			blocked = true
+			break
+		}
+	}
+	if !blocked {
+		t.Error("200 MB of frames were taken from a client that reads nothing")
+	}
+	b.connect(frame.V12).send("/queue/b", "x")
+}
+
+func TestMalformedFlood(t *testing.T) {
+	n := 20_000
+	if testing.Short() || raceEnabled {
+		n = 500
+	}
+	b := startBroker(t, brokerConfig{config: Config{Linger: 50 * time.Millisecond}})
+	c := b.connect(frame.V12)
+	bad := []string{"\x16\x03\x01", "CONNECT\n\n\x00JUMP\n\n\x00", "\x00\x00\x00", "CONNECT\na", "CONNECT\n\n\x00SEND\n\n\x00", "CONNECT\n\n\x00ACK\nmessage-id:x\n\n\x00", "CONNECT\n\n\x00SEND\ndestination:/queue/a\ncontent-length:99999999999\n\n"}
+	for i := range n {
+		nc, err := net.Dial("tcp", b.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = nc.Write([]byte(bad[i%len(bad)]))
+		nc.Close()
+		if i%1000 == 0 {
+			c.send("/queue/undisturbed", "x")
+		}
+	}
+	eventually(t, "all gone", func() bool { return b.srv.Stats().Connections == 1 })
+	if n, err := b.srv.countMessages("a"); err != nil || n != 0 {
+		t.Errorf("%d messages, %v", n, err)
+	}
+}
