@@ -31,8 +31,9 @@ test: go ## all tests with -race, on real MariaDB and memcached (fetched if miss
 proof: servers ## long runs against real processes: limits, kill -9, lost caches
 	MVALVE_PROOF=long go test -count=1 -timeout 60m -v ./internal/proof
 
-servers: go ## make sure that the tests find MariaDB and memcached
+servers: go ## make sure that the tests find MariaDB, memcached and STOMP clients
 	go run ./internal/testserver/cmd/fetch
+	-go run ./internal/foreign/cmd/fetch
 
 bench: build ## throughput and latency, with the raw statements beside them
 	$(BIN)/mvalve bench

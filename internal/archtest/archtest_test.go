@@ -68,6 +68,7 @@ var rules = []rule{
 	{"internal/sqlstore", ports},
 	{"internal/checker", nil},
 	{"internal/archtest", nil},
+	{"internal/foreign/...", []string{"internal/foreign", "internal/testserver/locate"}},
 	{"internal/testserver/...", []string{"internal/testserver/...", "github.com/go-sql-driver/mysql"}},
 
 	// The root package embeds the schema.

@@ -25,14 +25,28 @@ var wanted = []string{"mariadb-server-core", "memcached"}
 // loader that is already there, and a second one would not match it.
 var never = []string{"libc6", "libc-bin"}
 
+// errNoApt says that packages cannot be fetched here.
+var errNoApt = errors.New("locate: not a Debian with apt-get, apt-cache and dpkg-deb")
+
 // Fetch downloads the servers and their libraries as packages of this machine's
 // distribution and unpacks them below CacheDir. It needs no root: apt-get keeps
 // its lists and archives in the cache folder too. It is for Debian and its
 // children; elsewhere it says what to install. Progress goes to log.
 func Fetch(ctx context.Context, log io.Writer) error {
+	err := Unpack(ctx, log, rootName, wanted...)
+	if errors.Is(err, errNoApt) {
+		return fmt.Errorf("%w: install MariaDB (mariadbd) and memcached, or set MVALVE_TEST_MYSQL and MVALVE_TEST_MEMCACHED", err)
+	}
+	return err
+}
+
+// Unpack downloads packages of this machine's distribution, with the libraries
+// that they depend on, as Fetch does, and unpacks them into the folder name
+// below CacheDir, in the place of what was there.
+func Unpack(ctx context.Context, log io.Writer, name string, wanted ...string) error {
 	for _, tool := range []string{"apt-get", "apt-cache", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("locate: no %s here: install MariaDB (mariadbd) and memcached, or set MVALVE_TEST_MYSQL and MVALVE_TEST_MEMCACHED", tool)
+			return errNoApt
 		}
 	}
 	cache, err := CacheDir()
@@ -48,7 +62,7 @@ func Fetch(ctx context.Context, log io.Writer) error {
 	}
 	defer os.RemoveAll(work)
 	a := apt{dir: work, log: log}
-	packages, err := a.resolve(ctx)
+	packages, err := a.resolve(ctx, wanted)
 	if err != nil {
 		return err
 	}
@@ -59,7 +73,7 @@ func Fetch(ctx context.Context, log io.Writer) error {
 	if err := a.unpack(ctx, root); err != nil {
 		return err
 	}
-	return install(root, filepath.Join(cache, rootName))
+	return install(root, filepath.Join(cache, name))
 }
 
 // install puts a complete tree in place; a reader sees the old or the new one.
@@ -99,7 +113,7 @@ func (a apt) options() []string {
 
 // resolve updates the private lists and returns the wanted packages with the
 // libraries below them.
-func (a apt) resolve(ctx context.Context) ([]string, error) {
+func (a apt) resolve(ctx context.Context, wanted []string) ([]string, error) {
 	for _, dir := range []string{"lists/partial", "cache/archives/partial", "log", "debs"} {
 		if err := os.MkdirAll(filepath.Join(a.dir, dir), 0o755); err != nil {
 			return nil, fmt.Errorf("locate: %w", err)
