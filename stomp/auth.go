@@ -34,12 +34,12 @@ func (c *conn) authenticate(login, passcode string) error {
 		return nil
 	}
 	s.authSlots <- struct{}{} // hashing a passcode is work: not for all at once
+	defer func() { <-s.authSlots }()
 	access, ok := s.Auth.Authenticate(login, passcode)
 	if !ok && strings.ContainsRune(login+passcode, '\\') {
 		// Some clients escape CONNECT, too (I1).
 		access, ok = s.Auth.Authenticate(unescape(login), unescape(passcode))
 	}
-	<-s.authSlots
 	if !ok {
 		s.stats.AuthFailed.Add(1)
 		return refuse("access refused", "login and passcode do not match a user of this server")

@@ -2,6 +2,7 @@ package stomp
 
 import (
 	"context"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -26,6 +27,12 @@ type pending struct {
 // deliver takes deliveries out of the inbox and puts them into the buffer until
 // the connection ends. While the client does not read it waits.
 func (c *conn) deliver(ctx context.Context, inbox *valve.Inbox) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.log.Error("panic", "panic", p, "stack", string(debug.Stack()))
+			c.abandon()
+		}
+	}()
 	batch := make([]*valve.Delivery, 0, 128)
 	for {
 		got, err := inbox.Next(ctx, batch[:0])
@@ -41,13 +48,19 @@ func (c *conn) deliver(ctx context.Context, inbox *valve.Inbox) {
 	}
 }
 
-// putMessages appends the MESSAGE frames of deliveries, and gives back those that
-// cannot be sent any more.
+// putMessages sends deliveries, and gives back those that cannot be sent any more.
 func (c *conn) putMessages(ds []*valve.Delivery) {
-	var back []valve.End
-	sent := int64(0)
+	back := c.appendMessages(ds)
+	c.srv.stats.Delivered.Add(int64(len(ds) - len(back)))
+	c.endInBackground(back)
+}
+
+// appendMessages appends the MESSAGE frames of deliveries, and returns how those
+// end that were not sent.
+func (c *conn) appendMessages(ds []*valve.Delivery) (back []valve.End) {
 	now := time.Now()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, d := range ds {
 		for len(c.buf) > c.srv.cfg.OutBuffer && !c.sealed && !c.ended {
 			c.kick()
@@ -62,12 +75,9 @@ func (c *conn) putMessages(ds []*valve.Delivery) {
 			back = append(back, valve.End{Delivery: d, Verb: valve.EndRetry, Delay: time.Second, Reason: "temporary queue of another connection"})
 		default:
 			c.putMessage(s, d, now)
-			sent++
 		}
 	}
-	c.mu.Unlock()
-	c.srv.stats.Delivered.Add(sent)
-	c.endInBackground(back)
+	return back
 }
 
 // putMessage appends one MESSAGE. The mutex is held.

@@ -27,10 +27,10 @@ func (t *tx) add(c *conn, bytes int) error {
 	t.frames++
 	t.bytes += bytes
 	if t.frames > cfg.MaxTransactionFrames {
-		return refuse("transaction too big", "a transaction may hold %d messages and acknowledgements; the server's limit is --max-transaction-frames", cfg.MaxTransactionFrames)
+		return refuse("transaction too big", "a transaction may hold %d messages and acknowledgements here", cfg.MaxTransactionFrames)
 	}
 	if t.bytes > cfg.MaxTransactionBytes {
-		return refuse("transaction too big", "a transaction may hold %d bytes; the server's limit is --max-transaction-bytes", cfg.MaxTransactionBytes)
+		return refuse("transaction too big", "a transaction may hold %d bytes here", cfg.MaxTransactionBytes)
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func (c *conn) begin(f *frame.Frame) error {
 		return refuse("transaction exists", "transaction %.100q is open on this connection; COMMIT or ABORT it first", name) // S99
 	}
 	if len(c.txs) >= c.srv.cfg.MaxTransactions {
-		return refuse("too many transactions", "a connection may have %d open; the server's limit is --max-transactions", c.srv.cfg.MaxTransactions) // S107
+		return refuse("too many transactions", "a connection may have %d open here", c.srv.cfg.MaxTransactions) // S107
 	}
 	if c.txs == nil {
 		c.txs = make(map[string]*tx)
