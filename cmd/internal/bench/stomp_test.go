@@ -12,6 +12,9 @@ import (
 // TestStompCases runs every case that needs no knowledge of the process against
 // a broker that does nothing wrong.
 func TestStompCases(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some 15 s")
+	}
 	address := (&fakeBroker{}).start(t)
 	cases := []string{"send-1x1", "send-16x1", "send-4x100", "drain-1", "drain-4", "pairs-4", "latency", "topic-10"}
 	figures, err := runBench(t, append([]string{"stomp", "--address", address, "--backlog", "2001", "--size", "64"}, cases...)...)
