@@ -279,11 +279,22 @@ func (t *memTable) heads(now int64, q HeadQuery) []Ref {
 		if len(refs) == q.Limit {
 			break
 		}
+		if q.Behind != nil && t.lane == Incoming && !r.behind(q.Behind) {
+			continue
+		}
 		if r.free(now) && Micros(r.msg.ReadyAt) <= now {
 			refs = append(refs, t.ref(r))
 		}
 	}
 	return refs
+}
+
+// behind reports whether r comes after ref in its destination.
+func (r *row) behind(ref *Ref) bool {
+	if c := cmp.Compare(ref.Priority, r.msg.Priority); c != 0 { // a higher one comes first
+		return c > 0
+	}
+	return r.msg.ID.Compare(ref.ID) > 0
 }
 
 // page returns the best row of each of the next destinations.

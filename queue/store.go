@@ -99,6 +99,9 @@ type Change struct {
 	// Strict makes all of Settle hold or nothing be done: if a lease was lost,
 	// nothing is stored or settled and Outcome.Lost names it. It needs Token.
 	Strict bool
+	// Told says that the caller tells the readers of its process what it puts:
+	// ForeignChecker then counts it as known.
+	Told bool
 }
 
 // Outcome tells what Apply could not do: the indices into Change.Settle whose
@@ -119,6 +122,9 @@ type HeadQuery struct {
 	// reader may lease now, best first: by table, priority, then
 	// (ready_at, id); rows under a live lease and not yet due are left out.
 	Destination string
+	// Behind, with Destination, leaves out the rows of q_incoming up to this
+	// one in the order of the answer; those of the other tables are not.
+	Behind *Ref
 	// After pages over all destinations in byte order, starting behind it;
 	// one Ref per destination and table, the best row by index order. Such a
 	// Ref promises only that the destination has rows there: its row may be
@@ -173,6 +179,14 @@ type Sizer interface {
 type DirtyChecker interface {
 	// Dirty returns a number that changes when a newer message is committed.
 	Dirty(ctx context.Context) (int64, error)
+}
+
+// ForeignChecker is implemented by stores that can tell whether anybody else
+// commits: then what this process put itself need not be looked for.
+type ForeignChecker interface {
+	// Foreign returns a number that changes when anything was committed but
+	// the Changes of this process that put nothing or are Told.
+	Foreign(ctx context.Context) (int64, error)
 }
 
 // Presence is a live reader's row in q_reader.

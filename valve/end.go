@@ -191,7 +191,7 @@ func (w *Writer) applyTx(i *insert) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	now := w.clock.Now()
-	c := &queue.Change{Token: w.ids.New(now), Put: i.messages, Settle: make([]queue.Settle, len(tx.endings)), Strict: true}
+	c := &queue.Change{Token: w.ids.New(now), Put: i.messages, Settle: make([]queue.Settle, len(tx.endings)), Strict: true, Told: true}
 	for k, x := range tx.endings {
 		c.Settle[k] = x.settle
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -347,4 +349,73 @@ func TestManySubscriptions(t *testing.T) {
 			t.Errorf("%d destinations and %d references are left in memory", s.Destinations, s.Indexed)
 		}
 	})
+}
+
+// lateStore shows a message to scans only once it has been let go, as if its
+// transaction had been committed late.
+type lateStore struct {
+	*queue.Memory
+	late sync.Map // of queue.ID
+}
+
+func (s *lateStore) Scan(ctx context.Context, now time.Time, lane queue.Lane, after queue.Cursor, upTo time.Time, n int) ([]queue.Ref, queue.Cursor, error) {
+	refs, next, err := s.Memory.Scan(ctx, now, lane, after, upTo, n)
+	refs = slices.DeleteFunc(refs, func(r queue.Ref) bool {
+		_, late := s.late.Load(r.ID)
+		return late
+	})
+	return refs, next, err
+}
+
+// Heads finds nothing: only the tail does here.
+func (s *lateStore) Heads(context.Context, time.Time, queue.HeadQuery) ([]queue.Ref, string, error) {
+	return nil, "", nil
+}
+
+// A commit behind the cursor is found by reading the last ids again, however
+// much is committed meanwhile.
+func TestLateCommitInACrowdedLane(t *testing.T) {
+	for _, perTick := range []int{1, 100} {
+		t.Run(fmt.Sprint(perTick), func(t *testing.T) {
+			inPipe(t, func(t *testing.T, p *pipe) {
+				store := &lateStore{Memory: p.store}
+				r, err := valve.OpenReader(t.Context(), store, valve.ReaderConfig{Address: "-", Rules: p.rules})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Close()
+				box := r.NewInbox()
+				if _, err := box.Subscribe(valve.Filter{}, 100_000, nil); err != nil {
+					t.Fatal(err)
+				}
+				var lates []*queue.Message
+				for tick := range 400 { // 4 s
+					msgs := make([]*queue.Message, 0, perTick+1)
+					for range perTick {
+						msgs = append(msgs, text(fmt.Sprintf("d%d", tick%50), "x"))
+					}
+					if tick%100 == 50 {
+						m := text("late", fmt.Sprint(tick))
+						lates, msgs = append(lates, m), append(msgs, m)
+						m.ID = (&queue.IDSource{}).New(p.w.Now())
+						store.late.Store(m.ID, nil)
+						time.AfterFunc(1900*time.Millisecond, func() { store.late.Delete(m.ID) })
+					}
+					p.insert(msgs...)
+					pass(10 * time.Millisecond)
+				}
+				pass(3 * time.Second)
+				got := p.take(box, 400*perTick+len(lates))
+				found := 0
+				for _, d := range got {
+					if d.Message.Destination == "late" {
+						found++
+					}
+				}
+				if found != len(lates) {
+					t.Errorf("found %d of %d late commits", found, len(lates))
+				}
+			})
+		})
+	}
 }

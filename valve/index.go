@@ -11,10 +11,12 @@ import (
 )
 
 const (
-	// headRefs is the most references kept per destination.
+	// headRefs is the most references kept per destination, but for those whose
+	// list is used up faster than it is refilled: they get up to rushRefs.
 	headRefs = 256
-	// refillBelow starts a refill while some references are still there.
-	refillBelow = 32
+	rushRefs = 2048
+	// rushTime is how fast a list is used up then.
+	rushTime = 100 * time.Millisecond
 )
 
 // phase is where an entry is on its way through the reader.
@@ -87,6 +89,11 @@ type destination struct {
 	dropped bool     // a row was passed over since the refill under way began
 	refill  bool     // a refill is queued or under way
 
+	last   queue.Ref // what left ready last
+	headAt time.Time // when a refill last began at the head
+	fillAt time.Time // when the last refill began
+	rush   uint8     // its list is 1<<rush times headRefs
+
 	behind   int     // messages on their way to the store that are not reserved
 	inFlight int     // entries chosen, prepared or out
 	asking   bool    // a job must come further before another one starts
@@ -106,6 +113,33 @@ type destination struct {
 	wakeAt    time.Time
 	heapPos   int // position among the sleepers, -1 while awake
 }
+
+// most is how many references d may have in its list.
+func (d *destination) most() int { return headRefs << d.rush }
+
+// low reports whether it is time for a refill.
+func (d *destination) low() bool {
+	if d.rush > 0 {
+		return len(d.ready) < d.most()/2
+	}
+	return len(d.ready) < headRefs/8
+}
+
+// pace fits the length of the list to how fast it is used up, at the start of a
+// refill.
+func (d *destination) pace(now time.Time) {
+	switch fast := now.Sub(d.fillAt) < rushTime; {
+	case fast && d.most() < rushRefs:
+		d.rush++
+	case !fast && d.rush > 0:
+		d.rush--
+	}
+	d.fillAt = now
+}
+
+// shared notes that other readers take from d too: what the list holds may be
+// gone, so that it is kept short and read from the head.
+func (d *destination) shared() { d.rush, d.headAt, d.fillAt = 0, time.Time{}, time.Time{} }
 
 func (d *destination) backlog() int { return len(d.ready) + len(d.held) }
 
@@ -206,7 +240,7 @@ func (x *index) insert(d *destination, e *entry) bool {
 	if n > 0 && before(&e.ref, &d.ready[n-1].ref) < 0 {
 		at, _ = slices.BinarySearchFunc(d.ready, e, func(a, b *entry) int { return before(&a.ref, &b.ref) })
 	}
-	if at == n && (d.more || n >= headRefs) {
+	if at == n && (d.more || n >= d.most()) {
 		d.more, d.dropped = true, true
 		return false
 	}
@@ -214,8 +248,8 @@ func (x *index) insert(d *destination, e *entry) bool {
 	d.ready = slices.Insert(d.ready, at, e)
 	x.known[e.ref.ID] = e
 	x.total++
-	if len(d.ready) > headRefs {
-		x.dropTail(d, headRefs)
+	if len(d.ready) > d.most() {
+		x.dropTail(d, d.most())
 	}
 	return true
 }
@@ -232,13 +266,26 @@ func (x *index) dropTail(d *destination, n int) {
 	d.more, d.dropped = true, true
 }
 
+// end returns the reference behind which the store has what d's list has not,
+// nil if it must be read from the head.
+func (d *destination) end() *queue.Ref {
+	last := d.last
+	if n := len(d.ready); n > 0 {
+		last = d.ready[n-1].ref
+	}
+	if last.Table != queue.Incoming {
+		return nil
+	}
+	return &last
+}
+
 // popReady takes the first reference of d.
 func (x *index) popReady(d *destination) *entry {
 	e := d.ready[0]
 	d.ready[0] = nil
 	d.ready = d.ready[1:]
 	if len(d.ready) == 0 {
-		d.ready = nil
+		d.ready, d.last = nil, e.ref
 	}
 	x.total--
 	return e

@@ -262,6 +262,7 @@ func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
 	it.entries = kept
 	if missing > 0 {
 		it.d.more = true // what the index says about it is not what the store has
+		it.d.shared()
 		if !it.limited && !r.mine(it.d.name) {
 			it.d.readySince = r.clock.Now() // somebody else is at it
 		}

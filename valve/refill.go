@@ -99,7 +99,7 @@ func (r *Reader) noteHeads(refs []queue.Ref) {
 			continue
 		}
 		d := r.x.dest(ref.Destination)
-		if len(d.ready) >= headRefs && before(&d.ready[len(d.ready)-1].ref, ref) < 0 {
+		if len(d.ready) >= d.most() && before(&d.ready[len(d.ready)-1].ref, ref) < 0 {
 			continue
 		}
 		r.wantRefill(d)
@@ -154,15 +154,26 @@ func (r *Reader) refillLoop() {
 	}
 }
 
+// headEvery is how often a refill begins at the head of the backlog. In between
+// it goes on behind the last reference: at the head lie rows that are out.
+const headEvery = time.Second
+
 // refillNow reads the head of d's backlog and brings its list up to date:
 // unknown rows are added, and references whose rows others took are forgotten.
+// A list that runs low soon after that is only continued.
 func (r *Reader) refillNow(ctx context.Context, d *destination) {
+	now := r.clock.Now()
+	q := queue.HeadQuery{Destination: d.name}
 	r.mu.Lock()
+	d.pace(now)
+	q.Limit = d.most()
 	d.dropped, d.refill = false, true
 	old := append([]*entry(nil), d.ready...)
+	if now.Sub(d.headAt) < headEvery {
+		q.Behind = d.end()
+	}
 	r.mu.Unlock()
-	now := r.clock.Now()
-	refs, _, err := r.store.Heads(ctx, now, queue.HeadQuery{Destination: d.name, Limit: headRefs})
+	refs, _, err := r.store.Heads(ctx, now, q)
 	r.mu.Lock()
 	d.refill = false
 	if err != nil {
@@ -174,15 +185,20 @@ func (r *Reader) refillNow(ctx context.Context, d *destination) {
 		}
 		return
 	}
-	r.merge(d, old, refs, now)
+	if q.Behind == nil {
+		d.headAt = now
+	} else {
+		old = nil // the answer says nothing of them
+	}
+	r.merge(d, old, refs, q.Limit, now)
 	r.touch(d, now)
 	r.mu.Unlock()
 	r.wakeUp()
 }
 
 // merge replaces what the index knows of d's waiting rows by refs, the rows the
-// store has at its head. old is what the index knew before it asked.
-func (r *Reader) merge(d *destination, old []*entry, refs []queue.Ref, now time.Time) {
+// store has at its head, at most limit per table. old is what the index knew before it asked.
+func (r *Reader) merge(d *destination, old []*entry, refs []queue.Ref, limit int, now time.Time) {
 	found := make(map[queue.ID]bool, len(refs))
 	var rows [queue.Dead]int
 	var last [queue.Dead]*queue.Ref // per table
@@ -193,13 +209,13 @@ func (r *Reader) merge(d *destination, old []*entry, refs []queue.Ref, now time.
 	}
 	full := false
 	for _, n := range rows {
-		full = full || n >= headRefs
+		full = full || n >= limit
 	}
 	stale := make(map[*entry]bool)
 	for _, e := range old {
 		table := e.ref.Table
 		if e.phase == waiting && e.dest == d && !found[e.ref.ID] &&
-			(rows[table] < headRefs || before(&e.ref, last[table]) < 0) {
+			(rows[table] < limit || before(&e.ref, last[table]) < 0) {
 			stale[e] = true
 		}
 	}

@@ -184,7 +184,7 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 
 // touch puts d where it belongs after anything about it changed.
 func (r *Reader) touch(d *destination, now time.Time) {
-	if d.more && len(d.ready) < refillBelow {
+	if d.more && d.low() {
 		r.wantRefill(d)
 	}
 	if d.backlog() == 0 {

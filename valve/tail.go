@@ -28,12 +28,24 @@ type tail struct {
 	reread time.Time // when the last ids were read again
 	found  time.Time // when a scan last found something
 	dirty  int64
+
+	// Of a store that tells what others commit, as seen before the last scan
+	// and before the last ids were read again.
+	foreign, foreignRead int64
+
+	// A lane where much happens is read again once at each of these ages.
+	crowded [queue.Incoming + 1]bool
+	again   [queue.Incoming + 1][len(rereadAges)]queue.ID
 }
+
+// rereadAges are when the ids of a crowded lane are read again: most commits that
+// came out of order are there at the first.
+var rereadAges = [...]time.Duration{rereadEvery, rereadSpan}
 
 // tailLoop polls the lanes: often while messages come, rarely when idle, at once
 // when the doorbell rings.
 func (r *Reader) tailLoop() {
-	t := &tail{dirty: -1}
+	t := &tail{dirty: -1, foreign: -1, foreignRead: -1}
 	start := queue.MinID(r.clock.Now().Add(-rereadSpan))
 	for _, lane := range lanes {
 		t.cursor[lane] = queue.Cursor{ID: start}
@@ -65,12 +77,16 @@ func (r *Reader) poll(t *tail, ring bool) time.Duration {
 	defer cancel()
 	now := r.clock.Now()
 	reread := now.Sub(t.reread) >= rereadEvery
-	if !reread && !r.dirty(ctx, t, ring) {
+	look, again := r.news(ctx, t, ring, reread)
+	if !look && !reread {
 		return r.pollAfter(t, now)
 	}
 	found := false
 	for _, lane := range lanes {
-		n, err := r.scanLane(ctx, t, lane, now, reread || ring && lane == queue.Timed)
+		if !look && lane != queue.Timed {
+			continue // what becomes due there moves with the clock
+		}
+		n, err := r.scanLane(ctx, t, lane, now, again || reread && lane == queue.Timed || ring && lane == queue.Timed)
 		if err != nil {
 			if r.ctx.Err() == nil {
 				r.log.Warn("scan", "lane", lane.String(), "err", err)
@@ -82,7 +98,7 @@ func (r *Reader) poll(t *tail, ring bool) time.Duration {
 	if reread {
 		t.reread = now
 	}
-	if found || ring {
+	if found || ring && look {
 		t.found = now
 	}
 	r.wakeUp()
@@ -94,6 +110,23 @@ func (r *Reader) pollAfter(t *tail, now time.Time) time.Duration {
 		return pollBusy
 	}
 	return pollIdle
+}
+
+// news says whether the lanes are to be looked at, and whether from a while back,
+// which is due when reread is set.
+func (r *Reader) news(ctx context.Context, t *tail, ring, reread bool) (look, again bool) {
+	if store, ok := r.store.(queue.ForeignChecker); ok && r.cfg.Writer != nil {
+		if v, err := store.Foreign(ctx); err == nil {
+			again = reread && v != t.foreignRead
+			look = again || v != t.foreign
+			t.foreign = v
+			if again {
+				t.foreignRead = v
+			}
+			return look, again
+		}
+	}
+	return reread || r.dirty(ctx, t, ring), reread
 }
 
 // dirty asks the store whether anybody committed since the last scan; stores
@@ -109,36 +142,80 @@ func (r *Reader) dirty(ctx context.Context, t *tail, ring bool) bool {
 	return changed || ring
 }
 
-// scanLane reads what is new in one lane. With again it starts rereadSpan back.
-// It reports whether it found a message that was not known.
+// scanLane reads what is new in one lane, and with again what may have been
+// committed late. It reports whether it found a message that was not known.
 func (r *Reader) scanLane(ctx context.Context, t *tail, lane queue.Lane, now time.Time, again bool) (bool, error) {
 	cur := &t.cursor[lane]
 	r.clampCursor(cur, lane, now)
 	from := *cur
-	if again {
-		back := now.Add(-rereadSpan)
-		if lane == queue.Timed {
-			from = queue.Cursor{ReadyAt: min(cur.ReadyAt, back.UnixMicro())}
-		} else if id := queue.MinID(back); id.Compare(cur.ID) < 0 {
+	found := false
+	switch back := now.Add(-rereadSpan); {
+	case !again:
+	case lane == queue.Timed:
+		from = queue.Cursor{ReadyAt: min(cur.ReadyAt, back.UnixMicro())}
+	case t.crowded[lane]:
+		var err error
+		if found, err = r.rereadCrowded(ctx, t, lane, now); err != nil {
+			return found, err
+		}
+	default:
+		if id := queue.MinID(back); id.Compare(cur.ID) < 0 {
 			from = queue.Cursor{ID: id}
 		}
 	}
-	found := false
-	for {
-		refs, next, err := r.store.Scan(ctx, now, lane, from, now.Add(lookAhead), scanRows)
+	n, more, err := r.scanTo(ctx, lane, now, from, cur, queue.ID{})
+	if again && lane != queue.Timed && !t.crowded[lane] && n > crowd {
+		t.crowded[lane] = true
+		for i, age := range rereadAges {
+			t.again[lane][i] = queue.MinID(now.Add(-age))
+		}
+	}
+	return found || more, err
+}
+
+// crowd is how many rows within rereadSpan make a lane crowded.
+const crowd = 4000
+
+// rereadCrowded reads again what has reached one of rereadAges since it was last
+// called.
+func (r *Reader) rereadCrowded(ctx context.Context, t *tail, lane queue.Lane, now time.Time) (bool, error) {
+	found, rows := false, 0
+	for i, age := range rereadAges {
+		from, end := queue.Cursor{ID: t.again[lane][i]}, queue.MinID(now.Add(-age))
+		if end.Compare(from.ID) <= 0 {
+			continue
+		}
+		n, news, err := r.scanTo(ctx, lane, now, from, nil, end)
+		found, rows = found || news, rows+n
 		if err != nil {
 			return found, err
 		}
+		t.again[lane][i] = end
+	}
+	t.crowded[lane] = rows > crowd/8
+	return found, nil
+}
+
+// scanTo offers the rows of a lane behind from, up to the end of the page that
+// passes end (zero: all), and moves cur, if not nil, behind them. It returns how
+// many free rows there were and whether any was not known.
+func (r *Reader) scanTo(ctx context.Context, lane queue.Lane, now time.Time, from queue.Cursor, cur *queue.Cursor, end queue.ID) (rows int, found bool, err error) {
+	for {
+		refs, next, err := r.store.Scan(ctx, now, lane, from, now.Add(lookAhead), scanRows)
+		if err != nil {
+			return rows, found, err
+		}
+		rows += len(refs)
 		if r.offerAll(refs) {
 			found = true
 		}
 		moved := next != from
 		from = next
-		if after(next, *cur) {
+		if cur != nil && after(next, *cur) {
 			*cur = next
 		}
-		if !moved || ctx.Err() != nil {
-			return found, ctx.Err()
+		if !moved || ctx.Err() != nil || !end.IsZero() && next.ID.Compare(end) >= 0 {
+			return rows, found, ctx.Err()
 		}
 	}
 }

@@ -220,11 +220,18 @@ func (w *Writer) apply(messages []*queue.Message) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	now := w.clock.Now()
-	_, err := w.store.Apply(ctx, now, &queue.Change{Token: w.ids.New(now), Put: messages})
+	_, err := w.store.Apply(ctx, now, &queue.Change{Token: w.ids.New(now), Put: messages, Told: w.tells()})
 	if err != nil {
 		return fmt.Errorf("valve: insert: %w", err)
 	}
 	return nil
+}
+
+// tells reports whether readers of this process are handed what is committed.
+func (w *Writer) tells() bool {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return len(w.readers) > 0
 }
 
 // finish tells readers and callers what is on disk now.

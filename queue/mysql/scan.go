@@ -120,8 +120,12 @@ func (s *Store) refill(ctx context.Context, now time.Time, table queue.Lane, q q
 	text := cached.get("refill", table, 0, func() string { return refillText(table) })
 	micros := queue.Micros(now)
 	args := []any{q.Destination, micros, q.Limit}
-	if table == queue.Timed {
+	switch {
+	case table == queue.Timed:
 		args = []any{q.Destination, micros, micros, q.Limit}
+	case table == queue.Incoming && q.Behind != nil:
+		p := sqlstore.StoredPriority(q.Behind.Priority)
+		text, args = refillBehind, []any{q.Destination, p, q.Behind.ID[:], p, micros, q.Limit}
 	}
 	var refs []queue.Ref
 	err := s.retry(ctx, "heads", func(*attempt) error {
@@ -149,6 +153,9 @@ func refillText(table queue.Lane) string {
 	}
 	return from + " AND lease_until <= ? ORDER BY priority, id LIMIT ?"
 }
+
+const refillBehind = "SELECT " + scanColumns + " FROM q_incoming FORCE INDEX (by_destination) WHERE destination = ? " +
+	"AND (priority = ? AND id > ? OR priority > ?) AND lease_until <= ? ORDER BY priority, id LIMIT ?"
 
 // destinations reads the next (destination, priority) groups by a loose index
 // scan: one probe per group, however many rows it has.

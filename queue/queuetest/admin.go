@@ -19,6 +19,7 @@ var adminCases = []testCase{
 	{"stats are summed and pruned", stats},
 	{"batch tokens are pruned", pruneBatches},
 	{"dirty tells of others", dirty},
+	{"foreign leaves out what was told", foreign},
 }
 
 func registry(f *fixture) {
@@ -302,5 +303,29 @@ func dirty(f *fixture) {
 	f.put(f.message("a"))
 	if read() == before {
 		f.Fatal("Dirty does not change after a commit")
+	}
+}
+
+func foreign(f *fixture) {
+	store, ok := f.store.(queue.ForeignChecker)
+	if !ok {
+		f.Skip("store has no ForeignChecker")
+	}
+	read := func() int64 {
+		n, err := store.Foreign(f.ctx)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return n
+	}
+	before := read()
+	ref := f.message("a")
+	f.apply(&queue.Change{Token: f.id(), Put: []*queue.Message{ref}, Told: true})
+	token, _ := f.lease(ref.Ref())
+	f.settle(queue.Settle{Ref: ref.Ref(), Verb: queue.Ack, Token: token})
+	f.equal(read(), before)
+	f.put(f.message("a"))
+	if read() == before {
+		f.Fatal("Foreign does not change after a commit that nobody was told of")
 	}
 }

@@ -15,6 +15,7 @@ var findCases = []testCase{
 	{"scan that asks for nothing", scanInvalid},
 	{"heads of a destination, best first", headsBest},
 	{"heads leaves out what may not go", headsLeasable},
+	{"heads goes on behind a row", headsBehind},
 	{"heads pages over destinations", headsPages},
 	{"heads promises rows only", headsPromise},
 }
@@ -142,6 +143,22 @@ func headsLeasable(f *fixture) {
 	f.pass(time.Minute)
 	got, _ = f.heads(queue.HeadQuery{Destination: "a", Limit: 3})
 	f.equal(idsOf(got), []queue.ID{due.ID, future.ID, refs[0].ID, refs[1].ID, refs[2].ID})
+}
+
+func headsBehind(f *fixture) {
+	msgs := f.messages("a", 12)
+	for i, m := range msgs {
+		m.Priority = queue.Level(4 - i/4*2) // 4, 2 and 0
+	}
+	refs := f.put(msgs...)
+	f.put(f.messages("b", 3)...)
+	due := f.timed("a", 0)
+	f.put(due)
+	f.lease(refs[5])
+	got, _ := f.heads(queue.HeadQuery{Destination: "a", Limit: 5, Behind: &refs[2]})
+	f.equal(idsOf(got), []queue.ID{due.ID, refs[3].ID, refs[4].ID, refs[6].ID, refs[7].ID, refs[8].ID})
+	got, _ = f.heads(queue.HeadQuery{Destination: "a", Limit: 5, Behind: &refs[9]})
+	f.equal(idsOf(got), []queue.ID{due.ID, refs[10].ID, refs[11].ID})
 }
 
 func headsPages(f *fixture) {

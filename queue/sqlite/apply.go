@@ -63,6 +63,9 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 	if errors.Is(err, errStrict) {
 		return out, nil
 	}
+	if len(c.Put) > 0 && !c.Told {
+		s.untold.Add(1) // whatever came of it
+	}
 	if err != nil {
 		return queue.Outcome{}, err
 	}

@@ -105,10 +105,17 @@ var bestTexts = [...]string{
 		" WHERE destination = ? AND lease_until <= ? ORDER BY priority, id LIMIT ?",
 }
 
+const bestBehind = "SELECT " + refColumns + " FROM q_incoming INDEXED BY q_incoming_by_destination" +
+	" WHERE destination = ? AND (priority, id) > (?, ?) AND lease_until <= ? ORDER BY priority, id LIMIT ?"
+
 // bestOf returns the free rows of one destination in the order of its index.
 func bestOf(c *conn, now time.Time, table queue.Lane, q queue.HeadQuery) (refs []queue.Ref, err error) {
-	args := []any{q.Destination, queue.Micros(now), int64(q.Limit)}
-	err = eachRef(c, bestTexts[table], args, table, func(ref queue.Ref, _ int64) { refs = append(refs, ref) })
+	text, args := bestTexts[table], []any{q.Destination, queue.Micros(now), int64(q.Limit)}
+	if q.Behind != nil && table == queue.Incoming {
+		text = bestBehind
+		args = []any{q.Destination, sqlstore.StoredPriority(q.Behind.Priority), q.Behind.ID[:], queue.Micros(now), int64(q.Limit)}
+	}
+	err = eachRef(c, text, args, table, func(ref queue.Ref, _ int64) { refs = append(refs, ref) })
 	return refs, err
 }
 

@@ -54,13 +54,14 @@ type Store struct {
 }
 
 var (
-	_ queue.Store        = (*Store)(nil)
-	_ queue.Registry     = (*Store)(nil)
-	_ queue.Meta         = (*Store)(nil)
-	_ queue.Admin        = (*Store)(nil)
-	_ queue.Initializer  = (*Store)(nil)
-	_ queue.DirtyChecker = (*Store)(nil)
-	_ throttle.RuleStore = (*Store)(nil)
+	_ queue.Store          = (*Store)(nil)
+	_ queue.Registry       = (*Store)(nil)
+	_ queue.Meta           = (*Store)(nil)
+	_ queue.Admin          = (*Store)(nil)
+	_ queue.Initializer    = (*Store)(nil)
+	_ queue.DirtyChecker   = (*Store)(nil)
+	_ queue.ForeignChecker = (*Store)(nil)
+	_ throttle.RuleStore   = (*Store)(nil)
 )
 
 // pool is what all Stores of one file in a process share.
@@ -70,6 +71,8 @@ type pool struct {
 	users   int // guarded by pools.mu
 	w       *writer
 	readers chan *conn
+
+	untold atomic.Int64 // changes of this process that no reader was told of
 
 	dirtyMu sync.Mutex
 	dirty   *conn // opened by the first Dirty
@@ -310,4 +313,14 @@ func (s *Store) Dirty(ctx context.Context) (int64, error) {
 	}
 	n, err := s.dirty.queryInt("PRAGMA data_version")
 	return n, s.translate(err)
+}
+
+// Foreign implements queue.ForeignChecker: the writing connection's data_version
+// changes when any other connection commits.
+func (s *Store) Foreign(ctx context.Context) (int64, error) {
+	if s.closed.Load() {
+		return 0, queue.ErrClosed
+	}
+	version, err := s.w.probe(ctx)
+	return version<<24 ^ s.untold.Load(), s.translate(err)
 }

@@ -49,6 +49,7 @@ type writer struct {
 
 	mu      sync.Mutex
 	queue   []*request
+	probes  []chan probed
 	closing bool
 
 	commits  int                            // since the start, failed ones included
@@ -83,6 +84,46 @@ func (w *writer) do(ctx context.Context, rows int, run func(c *conn, alone bool)
 	}
 	<-r.done
 	return r.err
+}
+
+// probed is the answer to a probe.
+type probed struct {
+	version int64
+	err     error
+}
+
+// probe returns data_version of the writing connection, between transactions.
+func (w *writer) probe(ctx context.Context) (int64, error) {
+	answer := make(chan probed, 1)
+	w.mu.Lock()
+	if w.closing {
+		w.mu.Unlock()
+		return 0, queue.ErrClosed
+	}
+	w.probes = append(w.probes, answer)
+	w.mu.Unlock()
+	w.signal()
+	select {
+	case p := <-answer:
+		return p.version, p.err
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// answer serves the probes that wait.
+func (w *writer) answer() {
+	w.mu.Lock()
+	probes := w.probes
+	w.probes = nil
+	w.mu.Unlock()
+	if len(probes) == 0 {
+		return
+	}
+	version, err := w.conn.queryInt("PRAGMA data_version")
+	for _, p := range probes {
+		p <- probed{version, err}
+	}
 }
 
 func (w *writer) signal() {
@@ -131,6 +172,7 @@ func (w *writer) waiting() (n int, closing bool) {
 func (w *writer) loop() {
 	defer close(w.ended)
 	for {
+		w.answer()
 		n, closing := w.waiting()
 		switch {
 		case n > 0:
