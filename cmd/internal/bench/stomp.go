@@ -63,7 +63,7 @@ func stompCommand() *cli.Command {
 			&cli.IntFlag{Name: "pid", Usage: "process `ID` of the broker, to show its processor time and memory (Linux)"},
 			&cli.StringFlag{Name: "debug", Usage: "`HOST:PORT` that the broker was given as --debug, for its heap and --profile"},
 			&cli.StringFlag{Name: "queue", DefaultText: "temporary SQLite file", Usage: "`URL` of an empty queue for the broker that is started"},
-			&cli.StringFlag{Name: "profile", Usage: "write processor profiles of the broker in each case into `FOLDER`"},
+			&cli.StringFlag{Name: "profile", Usage: "write processor profiles of the broker, and heap profiles of the memory cases, into `FOLDER`"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object per figure instead of a table"},
 		}, setup.LogFlags()...),
 	}

@@ -245,6 +245,19 @@ func (b *broker) profile(ctx context.Context, file string, d time.Duration) erro
 	return os.WriteFile(file, []byte(text), 0o644)
 }
 
+// heapProfile leaves the broker's heap profile in --profile.
+func (b *stompBench) heapProfile(ctx context.Context, name string) error {
+	folder := b.c.String("profile")
+	if folder == "" || b.broker.debug == "" {
+		return nil
+	}
+	text, err := b.broker.get(ctx, "/debug/pprof/heap?gc=1")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(folder, name+".heap"), []byte(text), 0o644)
+}
+
 // noteUse adds what a message cost.
 func (b *stompBench) noteUse(name string, u use) {
 	if u.messages == 0 {

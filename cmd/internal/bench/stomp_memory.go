@@ -29,7 +29,7 @@ func (b *stompBench) memorySubscriptions(ctx context.Context, name string) error
 		if err != nil {
 			return err
 		}
-		queue := b.newQueue(name)
+		queue := b.newQueue("m")
 		for i := range n {
 			c := clients[i/perConnection]
 			c.appendPlainSubscribe(queue+"-"+strconv.Itoa(i), strconv.Itoa(i), i%perConnection == perConnection-1 || i == n-1)
@@ -44,6 +44,9 @@ func (b *stompBench) memorySubscriptions(ctx context.Context, name string) error
 		}
 		subscribed, err := b.broker.memory(ctx)
 		if err != nil {
+			return err
+		}
+		if err := b.heapProfile(ctx, name); err != nil {
 			return err
 		}
 		b.noteMemory(name, "per connection", connected.minus(empty), len(clients), goal{})
@@ -80,12 +83,15 @@ func (b *stompBench) memoryQueues(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		queue := b.newQueue(name) + "-"
+		queue := b.newQueue("m") + "-"
 		if err := c.sendEach(b.target, queue, n); err != nil {
 			return err
 		}
 		after, err := b.broker.memory(ctx)
 		if err != nil {
+			return err
+		}
+		if err := b.heapProfile(ctx, name); err != nil {
 			return err
 		}
 		b.noteMemory(name, "per queue", after.minus(before), n, goal{})
