@@ -237,11 +237,12 @@ func (s *server) shutdown(web *http.Server) error {
 	if err := s.stomp.Shutdown(ctx); err != nil {
 		fmt.Fprintf(s.c.App.ErrWriter, "%s: some clients did not end within --grace %v and were cut off\n", s.c.App.Name, s.options.grace)
 	}
-	s.web.Wait()
-	if err := web.Shutdown(ctx); err != nil {
-		return web.Close()
+	err := web.Shutdown(ctx)
+	if err != nil {
+		err = web.Close()
 	}
-	return nil
+	s.web.Wait()
+	return err
 }
 
 // announce prints the start lines: a line per address, and what to do next.

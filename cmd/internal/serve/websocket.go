@@ -23,6 +23,8 @@ func (s *server) webSocket(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, why, http.StatusForbidden)
 		return
 	}
+	s.web.Add(1) // before it leaves the HTTP server, which is shut down first
+	defer s.web.Done()
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: protocols, OriginPatterns: s.options.origins})
 	if err != nil {
 		s.log.Debug("websocket refused", "remote", r.RemoteAddr, "err", err) // Accept has answered
@@ -31,8 +33,6 @@ func (s *server) webSocket(w http.ResponseWriter, r *http.Request) {
 	ws.SetReadLimit(-1) // messages are read as a stream, whose frames have limits
 	c := newWebConn(ws)
 	c.remote, _ = r.Context().Value(connKey{}).(net.Conn)
-	s.web.Add(1)
-	defer s.web.Done()
 	var pump sync.WaitGroup
 	pump.Go(c.pump)
 	s.stomp.ServeConn(c)
