@@ -50,7 +50,7 @@ type conn struct {
 
 	out // what is to be written
 
-	subs      map[string]*subscription // by id; without id by destination
+	subs      subTable                 // by id; without id by destination
 	temps     map[string]*subscription // its temporary queues by their name in the pipe; nil: nobody listens
 	inbox     *valve.Inbox
 	pending   map[uint64]*pending // messages out, by serial
@@ -122,7 +122,7 @@ func (c *conn) run() (err error) {
 
 // idle is after how long without a frame a connection gives back the memory that
 // a busy one has borrowed.
-const idle = 5 * time.Second
+const idle = time.Second
 
 // next reads the next frame. The deadline of its reads ends nothing: the codec
 // lets go of what it borrowed when a read times out.

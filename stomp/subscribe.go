@@ -61,9 +61,9 @@ func (c *conn) subscribe(f *frame.Frame) error {
 	}
 	prefetch := c.prefetch(f)
 	c.mu.Lock()
-	old := c.subs[s.key()]
-	full := len(c.subs) >= c.srv.cfg.MaxSubscriptions
-	byReply := c.subs[s.destination()]
+	old := c.subs.get(s.key())
+	full := c.subs.n >= c.srv.cfg.MaxSubscriptions
+	byReply := c.subs.get(s.destination())
 	c.mu.Unlock()
 	if byReply != nil && byReply.automatic && s.kind == tempQueue {
 		c.drop(byReply) // the client takes over what reply-to had opened
@@ -158,10 +158,7 @@ func (c *conn) prefetch(f *frame.Frame) int {
 
 // remember registers s. The mutex is held.
 func (c *conn) remember(s *subscription) {
-	if c.subs == nil {
-		c.subs = make(map[string]*subscription)
-	}
-	c.subs[s.key()] = s
+	c.subs.put(s)
 	c.srv.stats.Subscriptions.Add(1)
 }
 
@@ -215,7 +212,7 @@ func (c *conn) unsubscribe(f *frame.Frame) error {
 		}
 	}
 	c.mu.Lock()
-	s := c.subs[string(id)]
+	s := c.subs.get(string(id))
 	c.mu.Unlock()
 	if s == nil {
 		return refuse("no such subscription", "there is no subscription %.100q on this connection", id) // S81
@@ -235,7 +232,7 @@ func (c *conn) drop(s *subscription) {
 	}
 	c.mu.Lock()
 	s.closed = true
-	delete(c.subs, s.key())
+	c.subs.remove(s.key())
 	if s.kind == tempQueue {
 		c.forgetTemp(s)
 	}
@@ -272,7 +269,7 @@ func (c *conn) giveBack() {
 	c.ended = true
 	inbox, cancel := c.inbox, c.cancel
 	subs := c.subs
-	c.subs = nil
+	c.subs = subTable{}
 	ends := make([]valve.End, 0, len(c.pending))
 	for _, serial := range slices.Sorted(maps.Keys(c.pending)) { // in the order of sending
 		p := c.pending[serial]
@@ -283,17 +280,17 @@ func (c *conn) giveBack() {
 		ends = append(ends, valve.End{Delivery: p.d, Verb: verb, Reason: "connection ended"})
 	}
 	c.pending = nil
-	for _, s := range subs {
+	for s := range subs.all() {
 		s.closed, s.head, s.tail = true, nil, nil
 	}
 	c.space.Broadcast()
 	c.mu.Unlock()
-	for _, s := range subs {
+	for s := range subs.all() {
 		if s.v == nil {
 			c.srv.hub.remove(s)
 		}
 	}
-	c.srv.stats.Subscriptions.Add(-int64(len(subs)))
+	c.srv.stats.Subscriptions.Add(-int64(subs.n))
 	c.endInBackground(ends)
 	if inbox != nil {
 		_ = inbox.Close()

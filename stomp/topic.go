@@ -249,7 +249,7 @@ func (s *Server) countSubscribers(topic bool, name string) int {
 	destination := "/queue/" + name
 	for _, c := range s.connections() {
 		c.mu.Lock()
-		for _, sub := range c.subs {
+		for sub := range c.subs.all() {
 			switch sub.kind {
 			case queueName:
 				if sub.destination() == destination {

@@ -223,7 +223,7 @@ func TestPriority(t *testing.T) {
 	c.subscribe("s", "/queue/p", "client-individual", "prefetch-count:1")
 	for _, want := range []string{"emergency", "9", "12", "7", "4", "none", "0"} {
 		m := c.message(want)
-		c.do("ACK", "id:"+header(m, "ack"))
+		c.frame("ACK", []string{"id:" + header(m, "ack")}, "")
 	}
 }
 
