@@ -224,13 +224,3 @@ func (b *broker) count(queue string) string {
 	}
 	return n[1]
 }
-
-// awaitCount waits until a queue holds n messages.
-func (b *broker) awaitCount(queue, n string) {
-	b.t.Helper()
-	last := ""
-	b.await("queue "+queue+" holds "+n, func() bool {
-		last = b.count(queue)
-		return last == n
-	})
-}
