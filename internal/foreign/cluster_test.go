@@ -36,8 +36,8 @@ func TestTwoBrokers(t *testing.T) {
 				c.close()
 			}
 			for i, b := range brokers {
-				if perBroker[i] < messages/10 {
-					t.Errorf("the consumers of broker %d got next to nothing: %v", i, perBroker)
+				if perBroker[i] == 0 {
+					t.Errorf("the consumers of broker %d got nothing: %v", i, perBroker)
 				}
 				if n := b.count("shared"); n != "0" {
 					t.Errorf("broker %d: %s messages left", i, n)
@@ -81,8 +81,8 @@ func fill(t *testing.T, brokers []*broker, from, to int) {
 	senders.Wait()
 }
 
-// work is how long a consumer has a message. One that is done at once leaves
-// nothing for others: a broker's own backlog is its own for a moment.
+// work is how long a consumer has a message. Consumers that are done at once
+// leave nothing for another broker: one of them is preferred for each queue.
 const work = 5 * time.Millisecond
 
 // consume takes and acknowledges messages.
