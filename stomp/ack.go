@@ -18,6 +18,7 @@ type ackBatch struct {
 	acked    int64
 	receipts []byte
 	first    string
+	ended    bool // committed; guarded by conn.mu
 	done     func(int, error)
 }
 
@@ -39,7 +40,8 @@ func (c *conn) ack(f *frame.Frame, nack bool) error {
 	if err != nil {
 		return err
 	}
-	end := valve.End{Verb: valve.EndAck}
+	_, asked := f.Get("receipt")
+	end := valve.End{Verb: valve.EndAck, Lazy: !asked}
 	if nack {
 		if end, err = nackEnd(f); err != nil {
 			return err
@@ -220,13 +222,7 @@ func (c *conn) ackBatch() {
 	}
 	c.acks = nil
 	c.mu.Lock()
-	if len(b.ends) == 0 { // all stale: nothing to wait for
-		c.appendRaw(b.receipts)
-		c.kick()
-		c.mu.Unlock()
-		b.recycle()
-		return
-	}
+	c.ackOrder = append(c.ackOrder, b)
 	c.flying++
 	c.mu.Unlock()
 	c.srv.Reader.EndAsync(b.done, b.ends...)
@@ -238,24 +234,33 @@ func (b *ackBatch) committed(lost int, err error) {
 	c.srv.stats.StaleAcks.Add(int64(lost))
 	c.srv.stats.Acked.Add(max(b.acked-int64(lost), 0))
 	c.mu.Lock()
-	c.flying--
-	c.space.Broadcast()
-	if err == nil {
-		c.appendRaw(b.receipts)
-		c.kick()
-	} else {
+	defer c.mu.Unlock()
+	b.ended = true
+	if err != nil {
 		c.interruptLocked(&failure{
 			message: "acknowledgement failed", detail: "the server's store did not take it; the messages will be delivered again",
 			receipt: b.first, cause: err, about: frame.Ack,
 		})
+		b.receipts = b.receipts[:0]
 	}
-	c.mu.Unlock()
-	b.recycle()
+	// Batches may be committed in another order than they were made in.
+	for len(c.ackOrder) > 0 && c.ackOrder[0].ended {
+		first := c.ackOrder[0]
+		c.ackOrder = c.ackOrder[1:]
+		c.flying--
+		c.appendRaw(first.receipts)
+		first.recycle()
+	}
+	if len(c.ackOrder) == 0 {
+		c.ackOrder = nil
+	}
+	c.space.Broadcast()
+	c.kick()
 }
 
 func (b *ackBatch) recycle() {
 	clear(b.ends)
-	b.c, b.ends, b.acked, b.receipts, b.first = nil, b.ends[:0], 0, b.receipts[:0], ""
+	b.c, b.ends, b.acked, b.receipts, b.first, b.ended = nil, b.ends[:0], 0, b.receipts[:0], "", false
 	ackBatches.Put(b)
 }
 

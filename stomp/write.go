@@ -123,7 +123,7 @@ func (c *conn) ackWritten(autos []auto, n int) {
 	ends := make([]valve.End, len(autos))
 	acked := int64(0)
 	for i, a := range autos {
-		ends[i] = valve.End{Delivery: a.d, Verb: valve.EndRelease}
+		ends[i] = valve.End{Delivery: a.d, Verb: valve.EndRelease, Lazy: true}
 		if a.end <= n {
 			ends[i].Verb = valve.EndAck
 			acked++

@@ -1,6 +1,9 @@
 package valve
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // batcher is a group commit: items added while a flush is under way go out
 // together in the next one. It adds no delay of its own. Goroutines live only
@@ -17,6 +20,7 @@ type batcher[T any] struct {
 	mu      sync.Mutex
 	pending []T
 	running int
+	timer   *time.Timer // runs while items wait that are not urgent
 	last    chan struct{} // closed when the batch cut off last has finished
 	closed  bool
 	wg      sync.WaitGroup
@@ -30,11 +34,42 @@ func (b *batcher[T]) add(items ...T) bool {
 		return false
 	}
 	b.pending = append(b.pending, items...)
-	if b.running < b.workers {
+	b.start()
+	return true
+}
+
+// addLater is add for items that may wait as long as most for others to share
+// their flush with: a later add, or kick.
+func (b *batcher[T]) addLater(most time.Duration, items ...T) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.pending = append(b.pending, items...)
+	if b.timer == nil {
+		b.timer = time.AfterFunc(most, b.kick)
+	}
+	return true
+}
+
+// kick flushes what waits.
+func (b *batcher[T]) kick() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.start()
+}
+
+// start makes a worker look at what is pending. The mutex is held.
+func (b *batcher[T]) start() {
+	if b.timer != nil {
+		b.timer.Stop()
+		b.timer = nil
+	}
+	if len(b.pending) > 0 && b.running < b.workers {
 		b.running++
 		b.wg.Go(b.run)
 	}
-	return true
 }
 
 func (b *batcher[T]) run() {
@@ -88,6 +123,7 @@ func (b *batcher[T]) take() (batch []T, before, done chan struct{}) {
 func (b *batcher[T]) close() {
 	b.mu.Lock()
 	b.closed = true
+	b.start()
 	b.mu.Unlock()
 	b.wg.Wait()
 }

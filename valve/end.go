@@ -28,7 +28,14 @@ type End struct {
 	Verb     Verb
 	Delay    time.Duration
 	Reason   string // of EndRetry and EndReject, for the dead letter
+	// Lazy says that nobody waits for the end: while the subscription has used
+	// less than half of its credit it may be committed some milliseconds later,
+	// with what is inserted meanwhile.
+	Lazy bool
 }
+
+// ackPatience is how long lazy ends wait for others to share their commit with.
+const ackPatience = 5 * time.Millisecond
 
 // EndAsync ends deliveries of this reader without waiting, in as few commits as
 // possible. It calls done once, when everything is on disk, from a goroutine that
@@ -43,6 +50,7 @@ func (r *Reader) EndAsync(done func(lost int, err error), ends ...End) {
 	group.left.Store(int64(len(ends)) + 1)
 	batch := make([]*ending, 0, len(ends))
 	var throttled []*ending
+	patient := true
 	r.mu.Lock()
 	for i := range ends {
 		x, err := r.ending(&ends[i])
@@ -55,10 +63,16 @@ func (r *Reader) EndAsync(done func(lost int, err error), ends ...End) {
 		default:
 			x.group = group
 			batch = append(batch, x)
+			s := x.entry.sub
+			patient = patient && ends[i].Lazy && int(s.out+s.assigned) < int(s.credit)/2
 		}
 	}
 	r.mu.Unlock()
-	if len(batch) > 0 && !r.settles.add(batch...) {
+	add := r.settles.add
+	if patient {
+		add = func(items ...*ending) bool { return r.settles.addLater(ackPatience, items...) }
+	}
+	if len(batch) > 0 && !add(batch...) {
 		for range batch {
 			defer group.finish(ErrClosed)
 		}

@@ -275,6 +275,7 @@ func (w *Writer) reserve(group []*insert) {
 	defer w.mu.RUnlock()
 	for _, r := range w.readers {
 		r.reserve(group)
+		r.settles.kick() // what ended meanwhile can share the commit
 	}
 }
 
