@@ -91,6 +91,8 @@ type client struct {
 	r  *frame.Reader
 	v  frame.Version
 	n  int
+
+	held []*frame.Frame // MESSAGEs that came while do waited for its RECEIPT
 }
 
 // dial opens a connection without CONNECT.
@@ -143,7 +145,8 @@ func (c *client) frame(command string, headers []string, body string) {
 	c.write(s + "\n" + body + "\x00")
 }
 
-// do sends a frame with a receipt and waits for it; MESSAGEs on the way fail the test.
+// do sends a frame with a receipt and waits for it; MESSAGEs on the way are kept
+// for later.
 func (c *client) do(command string, headers ...string) *frame.Frame {
 	c.t.Helper()
 	return c.doBody(command, "", headers...)
@@ -154,11 +157,19 @@ func (c *client) doBody(command, body string, headers ...string) *frame.Frame {
 	c.n++
 	id := fmt.Sprintf("r%d", c.n)
 	c.frame(command, append(headers, "receipt:"+id), body)
-	f := c.expect(frame.Receipt)
-	if got := header(f, "receipt-id"); got != id {
-		c.t.Fatalf("%s: receipt-id %q, want %q", command, got, id)
+	for {
+		f, err := c.receive()
+		switch {
+		case err != nil:
+			c.t.Fatalf("waiting for the RECEIPT of %s: %v", command, err)
+		case f.Command == frame.Message:
+			c.held = append(c.held, f)
+		case f.Command != frame.Receipt || header(f, "receipt-id") != id:
+			c.t.Fatalf("%s with receipt %s: got %s", command, id, show(f))
+		default:
+			return f
+		}
 	}
-	return f
 }
 
 func (c *client) send(destination, body string, headers ...string) {
@@ -173,6 +184,16 @@ func (c *client) subscribe(id, destination, ack string, headers ...string) {
 
 // read returns the next frame.
 func (c *client) read() (*frame.Frame, error) {
+	if len(c.held) > 0 {
+		f := c.held[0]
+		c.held = c.held[1:]
+		return f, nil
+	}
+	return c.receive()
+}
+
+// receive returns the next frame of the socket.
+func (c *client) receive() (*frame.Frame, error) {
 	_ = c.nc.SetReadDeadline(time.Now().Add(patience))
 	f, err := c.r.Read()
 	if err != nil {
@@ -206,6 +227,9 @@ func (c *client) message(body string) *frame.Frame {
 // silent makes sure that nothing comes.
 func (c *client) silent() {
 	c.t.Helper()
+	if len(c.held) > 0 {
+		c.t.Fatalf("got %s, want nothing", show(c.held[0]))
+	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(quiet))
 	if f, err := c.r.Read(); err == nil {
 		c.t.Fatalf("got %s, want nothing", show(f))

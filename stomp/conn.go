@@ -59,8 +59,9 @@ type conn struct {
 	paused    int       // the reader waits for something else than the socket
 	flying    int       // SENDs, and batches of endings, on the way to disk
 	flyBytes  int
-	ending    *failure // set once: why it ends although the client did not ask
-	ended     bool     // no deliveries any more
+	ackOrder  []*ackBatch // on the way to disk, in the order of their receipts
+	ending    *failure    // set once: why it ends although the client did not ask
+	ended     bool        // no deliveries any more
 	beats     *time.Timer
 	listening *time.Timer
 }

@@ -76,12 +76,14 @@ func (c *conn) subscribe(f *frame.Frame) error {
 		return refuse("too many subscriptions", "a connection may have %d; the server's limit is --max-subscriptions", c.srv.cfg.MaxSubscriptions)
 	}
 	if s.kind == topicName || s.kind == topicPrefix {
+		// Under one lock, so that the RECEIPT is in the buffer before the first
+		// MESSAGE (I9), and what is published after the RECEIPT arrived comes.
 		c.mu.Lock()
 		c.remember(s)
-		c.appendReceipt(f) // before the first MESSAGE (I9)
+		c.srv.hub.add(s)
+		c.appendReceipt(f)
 		c.kick()
 		c.mu.Unlock()
-		c.srv.hub.add(s)
 		return nil
 	}
 	return c.subscribeQueue(s, prefetch, f)

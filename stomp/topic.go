@@ -10,7 +10,8 @@ import (
 	"github.com/mvalve/mvalve/stomp/frame"
 )
 
-// hub knows who listens to which topic of this process.
+// hub knows who listens to which topic of this process. Its mutex is the last to
+// be locked.
 type hub struct {
 	mu       sync.RWMutex
 	exact    map[string]*listeners

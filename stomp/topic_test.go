@@ -222,3 +222,13 @@ func TestLastFramesArrive(t *testing.T) { // S108, S110, S113, S116
 		t.Errorf("%d messages, %v", n, err)
 	}
 }
+
+func TestSubscribedWhenReceipted(t *testing.T) { // what is published after the RECEIPT of SUBSCRIBE arrives
+	b := startBroker(t, brokerConfig{})
+	p, c := b.connect(frame.V12), b.connect(frame.V12)
+	for i := range 200 {
+		c.subscribe(fmt.Sprint(i), fmt.Sprintf("/topic/%d", i), "auto")
+		p.frame("SEND", []string{fmt.Sprintf("destination:/topic/%d", i)}, "x")
+		c.message("x")
+	}
+}
