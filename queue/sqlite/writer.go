@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	mergeRows   = 1000             // rows written in one commit at most, unless one request has more
-	mergeShared = 200              // the same while another process waits for the lock
+	mergeRows   = 1000 // rows written in one commit at most, unless one request has more
+	mergeShared = 200  // the same while another process waits for the lock, or fewer:
+	mergeLeast  = 16   // as many as take about mergeTime, but not fewer than this
+	mergeTime   = 2 * time.Millisecond
 	walLimit    = 64 << 20         // bytes of write-ahead log past which it is truncated
 	walCommits  = 128              // commits after which the log is written back
 	walRows     = 20000            // rows after which the log is written back
@@ -52,6 +54,7 @@ type writer struct {
 	probes  []chan probed
 	closing bool
 
+	perRow   time.Duration                  // what a row took lately, without the commit
 	commits  int                            // since the start, failed ones included
 	unsaved  int                            // commits since the log was written back
 	rows     int                            // rows, likewise
@@ -203,7 +206,7 @@ func (w *writer) serve() {
 	if entered {
 		err = w.begin()
 		if w.turn.contended() {
-			limit = mergeShared
+			limit = w.share()
 		}
 	}
 	began := time.Now()
@@ -231,6 +234,14 @@ func (w *writer) serve() {
 	}
 }
 
+// share returns how many rows a transaction has while other processes wait.
+func (w *writer) share() int {
+	if w.perRow <= 0 {
+		return mergeShared
+	}
+	return min(max(int(mergeTime/w.perRow), mergeLeast), mergeShared)
+}
+
 // begin starts a transaction. Within the turnstile only programs that know
 // nothing of it (an application's own transaction) can be in the way.
 func (w *writer) begin() error {
@@ -244,10 +255,15 @@ func (w *writer) begin() error {
 // together; if one fails, all of it is taken back and each runs in a savepoint,
 // so that a failure stays its own.
 func (w *writer) transact(batch []*request) error {
+	began, rows := time.Now(), 0
 	for _, r := range batch {
 		if r.run(w.conn, false) != nil {
 			return w.transactEach(batch)
 		}
+		rows += r.rows
+	}
+	if rows >= mergeLeast {
+		w.perRow += (time.Since(began)/time.Duration(rows) - w.perRow) / 8
 	}
 	return w.commit()
 }
