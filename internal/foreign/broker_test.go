@@ -224,3 +224,10 @@ func (b *broker) count(queue string) string {
 	}
 	return n[1]
 }
+
+// awaitEmpty waits until a queue holds nothing. A subscriber with ack:auto has a
+// message a moment before it is gone from the queue.
+func (b *broker) awaitEmpty(queue string) {
+	b.t.Helper()
+	b.await("queue "+queue+" is empty", func() bool { return b.count(queue) == "0" })
+}
