@@ -20,7 +20,7 @@ type batcher[T any] struct {
 	mu      sync.Mutex
 	pending []T
 	running int
-	timer   *time.Timer // runs while items wait that are not urgent
+	timer   *time.Timer   // runs while items wait that are not urgent
 	last    chan struct{} // closed when the batch cut off last has finished
 	closed  bool
 	wg      sync.WaitGroup

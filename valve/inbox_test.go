@@ -419,3 +419,25 @@ func TestLateCommitInACrowdedLane(t *testing.T) {
 		})
 	}
 }
+
+func TestPrivateDestinations(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		name := valve.PrivatePrefix + "s1.reply"
+		p.insert(text(name, "private"), text("a", "public"))
+		r := p.reader(nil)
+		defer r.Close()
+		all := r.NewInbox()
+		for _, globs := range [][]string{nil, {"*"}, {"mval*"}} {
+			if _, err := all.Subscribe(valve.Filter{Globs: globs}, 10, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := bodiesOf(p.take(all, 1)); got[0] != "public" {
+			t.Errorf("got %v", got)
+		}
+		p.nothing(all, 3*time.Second)
+		if got := bodiesOf(p.take(p.inbox(r, 1, name), 1)); got[0] != "private" {
+			t.Errorf("got %v", got)
+		}
+	})
+}

@@ -19,6 +19,10 @@ const (
 	leaseTries = 3
 )
 
+// raceWait is how long a destination without a limit rests after another reader
+// was quicker.
+const raceWait = 5 * time.Millisecond
+
 // askAgain is how soon the limiter is asked again while permits are out that may
 // come back unused.
 const askAgain = time.Second
@@ -264,7 +268,7 @@ func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
 		it.d.more = true // what the index says about it is not what the store has
 		it.d.shared()
 		if !it.limited && !r.mine(it.d.name) {
-			it.d.readySince = r.clock.Now() // somebody else is at it
+			it.d.readySince = r.clock.Now().Add(raceWait - othersWait) // somebody else is at it
 		}
 	}
 	return missing > 0

@@ -27,9 +27,9 @@ func (r *Reader) passLoop() {
 		}
 		began := time.Now()
 		r.mu.Lock()
-		asked, idle := r.surveys, len(r.exact) == 0 && len(r.wild) == 0
+		asked := r.surveys
 		r.mu.Unlock()
-		if !idle && r.pass(asked) {
+		if !r.idle() && r.pass(asked) {
 			r.mu.Lock()
 			r.surveyed = asked
 			r.mu.Unlock()

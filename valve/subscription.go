@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/throttle"
@@ -23,16 +24,21 @@ func (f Filter) Match(destination string) bool {
 	if f.Exact != "" {
 		return destination == f.Exact
 	}
+	private := strings.HasPrefix(destination, PrivatePrefix)
 	if len(f.Globs) == 0 {
-		return true
+		return !private
 	}
 	for _, g := range f.Globs {
-		if throttle.MatchGlob(g, destination) {
+		if throttle.MatchGlob(g, destination) && (!private || strings.HasPrefix(g, PrivatePrefix)) {
 			return true
 		}
 	}
 	return false
 }
+
+// PrivatePrefix begins the names of destinations that belong to somebody, such as
+// one connection's temporary queues: only filters that begin with it select them.
+const PrivatePrefix = "mvalve.temp."
 
 // check reports what is wrong with the filter's patterns.
 func (f Filter) check() error {

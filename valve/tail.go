@@ -42,15 +42,29 @@ type tail struct {
 // came out of order are there at the first.
 var rereadAges = [...]time.Duration{rereadEvery, rereadSpan}
 
+// rest sets t to begin with the last ids: what is older is found by the pass that
+// a new subscription starts.
+func (t *tail) rest(now time.Time) {
+	back := now.Add(-rereadSpan)
+	*t = tail{dirty: -1, foreign: -1, foreignRead: -1}
+	for _, lane := range lanes {
+		t.cursor[lane] = queue.Cursor{ID: queue.MinID(back)}
+	}
+	t.cursor[queue.Timed] = queue.Cursor{ReadyAt: back.UnixMicro()}
+}
+
+// idle reports whether nobody is subscribed.
+func (r *Reader) idle() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.exact) == 0 && len(r.wild) == 0
+}
+
 // tailLoop polls the lanes: often while messages come, rarely when idle, at once
 // when the doorbell rings.
 func (r *Reader) tailLoop() {
-	t := &tail{dirty: -1, foreign: -1, foreignRead: -1}
-	start := queue.MinID(r.clock.Now().Add(-rereadSpan))
-	for _, lane := range lanes {
-		t.cursor[lane] = queue.Cursor{ID: start}
-	}
-	t.cursor[queue.Timed] = queue.Cursor{ReadyAt: r.clock.Now().Add(-rereadSpan).UnixMicro()}
+	t := &tail{}
+	t.rest(r.clock.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -76,6 +90,10 @@ func (r *Reader) poll(t *tail, ring bool) time.Duration {
 	ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
 	defer cancel()
 	now := r.clock.Now()
+	if r.idle() {
+		t.rest(now)
+		return pollIdle
+	}
 	reread := now.Sub(t.reread) >= rereadEvery
 	look, again := r.news(ctx, t, ring, reread)
 	if !look && !reread {
