@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"hash/maphash"
 	"log/slog"
 	"net"
 	"runtime"
@@ -34,7 +33,6 @@ type Server struct {
 	once      sync.Once
 	cfg       Config // Config with defaults
 	log       *slog.Logger
-	seed      maphash.Seed // of the checks in message ids
 	serial    atomic.Uint64
 	hub       hub
 	budget    budget
@@ -56,7 +54,7 @@ func (s *Server) init() {
 		if s.log == nil {
 			s.log = slog.New(slog.DiscardHandler)
 		}
-		s.seed = maphash.MakeSeed()
+		s.serial.Store(uint64(time.Now().UnixMicro()))
 		s.hub.init()
 		s.budget.limit = int64(s.cfg.MaxTotalBytes)
 		s.authSlots = make(chan struct{}, runtime.GOMAXPROCS(0))
