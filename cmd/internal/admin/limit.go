@@ -266,7 +266,7 @@ func limitReset(c *cli.Context) error {
 			return err
 		}
 		defer closeState()
-		if err := limiter.Reset(c.Context, name); err != nil {
+		if err := limiter.Forget(c.Context, now, name); err != nil {
 			return err
 		}
 		if err := nudge(c.Context, store, now, name); err != nil {

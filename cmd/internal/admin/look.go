@@ -162,13 +162,29 @@ func (e *explanation) usage(c *cli.Context, pipe *setup.Pipe, now time.Time, rul
 		return err
 	}
 	defer closeState()
-	usage, err := limiter.Peek(c.Context, now, throttle.Request{Destination: e.Destination, Limit: rule.Limit, Version: rule.Version})
+	status, err := limiter.Status(c.Context, now, e.Destination, rule.Limit)
 	if err != nil {
 		return err
 	}
-	e.Counted = usage.Counted
-	next.add(usage.Next, "the limit is used up")
+	e.Counted = status.Used
+	next.add(status.Next, whyUsed(status))
 	return nil
+}
+
+// whyUsed says why a window is full.
+func whyUsed(s throttle.Status) string {
+	switch s.Why {
+	case "state lost":
+		return "the limit counts as used up: the store that counts it was wiped or restarted"
+	case "state malformed":
+		return "the limit counts as used up: what the store counted cannot be read"
+	case "other limit":
+		return "the limit was changed; what the former one allowed counts"
+	}
+	if !s.Closed.IsZero() {
+		return "a series keeps its distance (X-Mvalve-Duration)"
+	}
+	return "the limit is used up"
 }
 
 // reasons finds what a destination waits for longest.

@@ -93,7 +93,7 @@ func (j *job) remove(ctx context.Context) error {
 	defer func() { _ = fast.Close() }()
 	limiter := throttle.NewLimiter(throttle.Config{Fast: fast, Durable: j.pipe.Durable(), Logger: j.pipe.Log})
 	for _, t := range j.targets {
-		errs = append(errs, limiter.Reset(ctx, t.name))
+		errs = append(errs, limiter.Forget(ctx, now, t.name))
 	}
 	return errors.Join(errs...)
 }

@@ -9,32 +9,32 @@ import (
 	"github.com/mvalve/mvalve/state"
 )
 
-func TestPeekAndReset(t *testing.T) {
+func TestStatusAndForget(t *testing.T) {
 	ctx, now := t.Context(), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, limit := range []Limit{{Max: 2, Interval: 30 * time.Second}, {Max: 2, Interval: time.Hour}} {
 		l := NewLimiter(Config{Fast: state.NewMemory(), Durable: state.NewMemory()})
 		req := Request{Destination: "d", Limit: limit, Version: 1, Want: 2}
-		if u, err := l.Peek(ctx, now, req); err != nil || u.Counted != 0 || !u.Next.Equal(now) {
+		if u, err := l.Status(ctx, now, "d", limit); err != nil || u.Used != 0 || !u.Next.Equal(now) {
 			t.Fatalf("%v: a destination that was never used: %+v, %v", limit, u, err)
 		}
 		for _, p := range l.Take(ctx, now, []Request{req})[0].Permits {
 			l.Dispatched(p, p.At)
 		}
 		later := now.Add(time.Second)
-		u, err := l.Peek(ctx, later, req)
-		if err != nil || u.Counted != 2 {
+		u, err := l.Status(ctx, later, "d", limit)
+		if err != nil || u.Used != 2 {
 			t.Fatalf("%v: %+v, %v", limit, u, err)
 		}
 		if wait := u.Next.Sub(now); wait < limit.Interval-time.Second || wait > limit.Interval+time.Second {
 			t.Errorf("%v: the next goes after %v", limit, wait)
 		}
-		if again, _ := l.Peek(ctx, later, req); again != u {
+		if again, _ := l.Status(ctx, later, "d", limit); again != u {
 			t.Errorf("%v: looking changed something: %+v, then %+v", limit, u, again)
 		}
-		if err := l.Reset(ctx, "d"); err != nil {
+		if err := l.Forget(ctx, later, "d"); err != nil {
 			t.Fatal(err)
 		}
-		if u, err := l.Peek(ctx, later, req); err != nil || u.Counted != 0 || !u.Next.Equal(later) {
+		if u, err := l.Status(ctx, later, "d", limit); err != nil || u.Used != 0 || !u.Next.Equal(later) {
 			t.Errorf("%v: after a reset: %+v, %v", limit, u, err)
 		}
 	}
@@ -47,15 +47,17 @@ func (away) Get(_ context.Context, keys []string) ([]state.Entry, []error) {
 	return make([]state.Entry, len(keys)), []error{state.ErrUnavailable}
 }
 
-func (away) Delete(context.Context, string) error { return state.ErrUnavailable }
+func (away) Update(context.Context, time.Time, []string, []time.Duration, func(int, state.Entry) []byte) []error {
+	return []error{state.ErrUnavailable}
+}
 
-func TestPeekAndResetOfAStoreThatIsAway(t *testing.T) {
+func TestStatusAndForgetOfAStoreThatIsAway(t *testing.T) {
 	l := NewLimiter(Config{Fast: away{}})
-	req := Request{Destination: "d", Limit: Limit{Max: 1, Interval: time.Second}}
-	if _, err := l.Peek(t.Context(), time.Now(), req); !errors.Is(err, state.ErrUnavailable) {
+	limit := Limit{Max: 1, Interval: time.Second}
+	if _, err := l.Status(t.Context(), time.Now(), "d", limit); !errors.Is(err, state.ErrUnavailable) {
 		t.Error(err)
 	}
-	if err := l.Reset(t.Context(), "d"); !errors.Is(err, state.ErrUnavailable) {
+	if err := l.Forget(t.Context(), time.Now(), "d"); !errors.Is(err, state.ErrUnavailable) {
 		t.Error(err)
 	}
 }
