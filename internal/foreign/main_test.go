@@ -2,6 +2,7 @@ package foreign_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,6 +37,12 @@ func runTests(m *testing.M) int {
 	command = filepath.Join(dir, "mvalve")
 	if out, err := exec.Command("go", "build", "-o", command, "../../cmd/mvalve").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go build: %v: %s\n", err, out)
+		return 1
+	}
+	flag.Parse()
+	// The tests wait more than they work. A -parallel of the caller's is overruled.
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
