@@ -232,3 +232,23 @@ func TestAutoSubscriberDies(t *testing.T) { // S84: only what was written to its
 		t.Errorf("%d of %d acked, %d came to the second subscriber", acked, n, got.Load())
 	}
 }
+
+// What an auto subscriber got before its DISCONNECT is gone when that is confirmed.
+func TestDisconnectWaitsForAutoAcks(t *testing.T) { // S84, S108
+	b := startBroker(t, brokerConfig{})
+	producer := b.connect(frame.V12)
+	for range 20 {
+		for i := range 10 {
+			producer.send("/queue/a", fmt.Sprint(i))
+		}
+		c := b.connect(frame.V12)
+		c.subscribe("1", "/queue/a", "auto")
+		for range 10 {
+			c.expect(frame.Message)
+		}
+		c.do("DISCONNECT")
+		if left, err := b.srv.countMessages("a"); err != nil || left != 0 {
+			t.Fatalf("%d messages left, %v", left, err)
+		}
+	}
+}

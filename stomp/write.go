@@ -83,6 +83,9 @@ func (c *conn) writeOnce() bool {
 	c.buf, c.autos = nil, nil
 	c.writes++
 	c.slow = false
+	if len(autos) > 0 {
+		c.flying++ // until they are acked: the RECEIPT of a DISCONNECT waits for it
+	}
 	c.space.Broadcast()
 	if c.broken {
 		buf = nil
@@ -131,6 +134,10 @@ func (c *conn) ackWritten(autos []auto, n int) {
 	}
 	c.srv.stats.Acked.Add(acked)
 	c.srv.Reader.EndAsync(func(_ int, err error) {
+		c.mu.Lock()
+		c.flying--
+		c.space.Broadcast()
+		c.mu.Unlock()
 		if err != nil {
 			c.log.Warn("written messages not acknowledged: they will be delivered again", "messages", acked, "err", err)
 		}
