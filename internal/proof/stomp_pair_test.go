@@ -1,0 +1,170 @@
+package proof_test
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// pair is a producer and a consumer that behave well and measure themselves: a
+// batch of pairBatch messages each pairPace, with receipts, waited for.
+type pair struct {
+	stop   context.CancelFunc
+	run    sync.WaitGroup
+	mu     sync.Mutex
+	made   []time.Time // of message i
+	got    []int       // how often message i came
+	times  []time.Duration
+	since  time.Time
+	failed error
+}
+
+const (
+	pairPace  = 10 * time.Millisecond
+	pairBatch = 5
+	pairRate  = float64(pairBatch) * float64(time.Second/pairPace)
+)
+
+func newPair(t *testing.T, b *broker) *pair {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	p := &pair{stop: cancel, since: time.Now()}
+	consumer, err := dialSTOMP(ctx, b.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer.add("SUBSCRIBE", "", "destination:/queue/pair", "id:0", "ack:client-individual", "receipt:ready")
+	if _, err := consumer.receipt("ready"); err != nil {
+		t.Fatal(err)
+	}
+	producer, err := dialSTOMP(t.Context(), b.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var produced sync.WaitGroup
+	produced.Go(func() { p.note(p.produce(ctx, producer)) })
+	p.run.Go(func() { p.note(p.consume(consumer, &produced)) })
+	t.Cleanup(cancel)
+	return p
+}
+
+func (p *pair) note(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failed == nil {
+		p.failed = err
+	}
+}
+
+func (p *pair) produce(ctx context.Context, c *stompClient) error {
+	tick := time.NewTicker(pairPace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return c.leave()
+		case <-tick.C:
+		}
+		p.mu.Lock()
+		for range pairBatch {
+			n := strconv.Itoa(len(p.made))
+			c.add("SEND", n, "destination:/queue/pair", "receipt:"+n)
+			p.made, p.got = append(p.made, time.Now()), append(p.got, 0)
+		}
+		p.mu.Unlock()
+		if err := c.flush(); err != nil {
+			return err
+		}
+		for range pairBatch {
+			if _, err := c.read(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// consume ends when the producer has and everything is there. A connection that
+// ctx closed is that end, too.
+func (p *pair) consume(c *stompClient, produced *sync.WaitGroup) error {
+	for {
+		f, err := c.read()
+		if err != nil {
+			produced.Wait()
+			if p.missing() == 0 {
+				return nil
+			}
+			return err
+		}
+		n, err := strconv.Atoi(string(f.Body))
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		p.got[n]++
+		p.times = append(p.times, time.Since(p.made[n]))
+		p.mu.Unlock()
+		c.add("ACK", "", "id:"+header(f, "ack"))
+		if !c.frames.Buffered() {
+			if err := c.flush(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (p *pair) missing() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, got := range p.got {
+		if got == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// phase judges the time since the last one: what share of its pace the pair kept.
+func (p *pair) phase(t *testing.T, b *broker, name string, wantShare float64) {
+	t.Helper()
+	p.mu.Lock()
+	times, span := p.times, time.Since(p.since)
+	p.times, p.since = nil, time.Now()
+	err := p.failed
+	p.mu.Unlock()
+	if err != nil {
+		t.Errorf("%s: the pair: %v", name, err)
+	}
+	slices.Sort(times)
+	at := func(share float64) time.Duration {
+		if len(times) == 0 {
+			return 0
+		}
+		return times[int(share*float64(len(times)-1))].Round(100 * time.Microsecond)
+	}
+	rate := float64(len(times)) / span.Seconds()
+	now, most := b.resident()
+	t.Logf("%-38s %5.1f s: pair %4.0f/s of %.0f, p50 %6v p99 %6v most %6v; broker %s resident (most so far %s)",
+		name, span.Seconds(), rate, pairRate, at(0.5), at(0.99), at(1), inMiB(now), inMiB(most))
+	if share := rate / pairRate; share < wantShare {
+		t.Errorf("%s: the pair kept %.2f of its pace, want %.2f", name, share, wantShare)
+	}
+}
+
+// end stops the pair and checks that each message came, and came once.
+func (p *pair) end(t *testing.T) {
+	t.Helper()
+	p.stop()
+	p.run.Wait()
+	repeated := 0
+	for _, got := range p.got {
+		repeated += max(0, got-1)
+	}
+	t.Logf("pair: %d messages, %d missing, %d repeated", len(p.made), p.missing(), repeated)
+	if p.missing()+repeated > 0 || p.failed != nil {
+		t.Errorf("the pair was disturbed: %v", p.failed)
+	}
+}
