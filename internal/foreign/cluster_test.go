@@ -36,8 +36,8 @@ func TestTwoBrokers(t *testing.T) {
 				c.close()
 			}
 			for i, b := range brokers {
-				if perBroker[i] == 0 {
-					t.Errorf("the consumers of broker %d got nothing: %v", i, perBroker)
+				if perBroker[i] < messages/10 {
+					t.Errorf("the consumers of broker %d got next to nothing: %v", i, perBroker)
 				}
 				if n := b.count("shared"); n != "0" {
 					t.Errorf("broker %d: %s messages left", i, n)
