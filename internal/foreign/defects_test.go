@@ -1,7 +1,6 @@
 package foreign_test
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -151,25 +150,63 @@ func TestDeadSubscriber(t *testing.T) {
 	}
 }
 
+// TestDiesInMessage: a message of which a subscriber got a part is not done, also
+// with ack:auto.
+func TestDiesInMessage(t *testing.T) {
+	t.Parallel()
+	b := serve(t, sqliteURL(t))
+	c := b.dial(t)
+	big := strings.Repeat("x", 12<<20) // more than sockets take without a reader
+	c.put("/queue/big", big)
+	for _, ack := range []string{"auto", "client"} {
+		nc := b.rawSubscribe("/queue/big", ack)
+		readUntil(t, nc, "MESSAGE\n")
+		reset(nc)
+	}
+	in := c.subscribe("/queue/big", stomp.AckAuto)
+	in.next(big)
+	b.awaitEmpty("big")
+}
+
 // dieSubscribed subscribes, and cuts the connection without a word.
 func (b *broker) dieSubscribed(destination, ack string) {
+	b.t.Helper()
+	reset(b.rawSubscribe(destination, ack))
+}
+
+// rawSubscribe returns a connection with a subscription that takes little before
+// it is read.
+func (b *broker) rawSubscribe(destination, ack string) net.Conn {
 	b.t.Helper()
 	nc, err := net.Dial("tcp", b.addr)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	_ = nc.SetDeadline(time.Now().Add(patience))
+	b.t.Cleanup(func() { nc.Close() })
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(4096)
+	}
 	fmt.Fprintf(nc, "CONNECT\naccept-version:1.2\nhost:x\n\n\x00SUBSCRIBE\nid:1\ndestination:%s\nack:%s\nreceipt:r\n\n\x00", destination, ack)
-	var got bytes.Buffer
-	for in := bufio.NewReader(nc); !strings.Contains(got.String(), "receipt-id:r"); {
-		part, err := in.ReadString(0)
-		got.WriteString(part)
-		if err != nil {
-			b.t.Fatalf("%v after %q", err, got.String())
+	readUntil(b.t, nc, "receipt-id:r\n")
+	return nc
+}
+
+// readUntil reads a connection up to a text and no further.
+func readUntil(t *testing.T, nc net.Conn, text string) {
+	t.Helper()
+	_ = nc.SetDeadline(time.Now().Add(patience))
+	var got []byte
+	for one := make([]byte, 1); !bytes.HasSuffix(got, []byte(text)); got = append(got, one...) {
+		if _, err := nc.Read(one); err != nil {
+			t.Fatalf("%v after %.300q", err, got)
 		}
 	}
+}
+
+// reset closes a connection as a process does that dies with something unread.
+func reset(nc net.Conn) {
 	if tcp, ok := nc.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // a reset, as when the process dies with something unread
+		_ = tcp.SetLinger(0)
 	}
 	nc.Close()
 }
