@@ -12,8 +12,10 @@ import (
 // pair is a producer and a consumer that behave well and measure themselves: a
 // batch of pairBatch messages each pairPace, with receipts, waited for.
 type pair struct {
-	stop   context.CancelFunc
-	run    sync.WaitGroup
+	stop   context.CancelFunc // of the producer
+	leave  context.CancelFunc // of the consumer
+	sends  sync.WaitGroup
+	takes  sync.WaitGroup
 	mu     sync.Mutex
 	made   []time.Time // of message i
 	got    []int       // how often message i came
@@ -30,9 +32,11 @@ const (
 
 func newPair(t *testing.T, b *broker) *pair {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	p := &pair{stop: cancel, since: time.Now()}
-	consumer, err := dialSTOMP(ctx, b.address)
+	producing, stop := context.WithCancel(t.Context())
+	consuming, leave := context.WithCancel(t.Context())
+	p := &pair{stop: stop, leave: leave, since: time.Now()}
+	t.Cleanup(func() { stop(); leave() })
+	consumer, err := dialSTOMP(consuming, b.address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,10 +48,8 @@ func newPair(t *testing.T, b *broker) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var produced sync.WaitGroup
-	produced.Go(func() { p.note(p.produce(ctx, producer)) })
-	p.run.Go(func() { p.note(p.consume(consumer, &produced)) })
-	t.Cleanup(cancel)
+	p.sends.Go(func() { p.note(p.produce(producing, producer)) })
+	p.takes.Go(func() { p.note(p.consume(consuming, consumer)) })
 	return p
 }
 
@@ -86,16 +88,14 @@ func (p *pair) produce(ctx context.Context, c *stompClient) error {
 	}
 }
 
-// consume ends when the producer has and everything is there. A connection that
-// ctx closed is that end, too.
-func (p *pair) consume(c *stompClient, produced *sync.WaitGroup) error {
+// consume takes and acknowledges until ctx ends, which closes the connection.
+func (p *pair) consume(ctx context.Context, c *stompClient) error {
 	for {
 		f, err := c.read()
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
-			produced.Wait()
-			if p.missing() == 0 {
-				return nil
-			}
 			return err
 		}
 		n, err := strconv.Atoi(string(f.Body))
@@ -158,7 +158,10 @@ func (p *pair) phase(t *testing.T, b *broker, name string, wantShare float64) {
 func (p *pair) end(t *testing.T) {
 	t.Helper()
 	p.stop()
-	p.run.Wait()
+	p.sends.Wait()
+	waitFor(t, 20*time.Second, "all messages of the pair came", func() bool { return p.missing() == 0 || t.Failed() })
+	p.leave()
+	p.takes.Wait()
 	repeated := 0
 	for _, got := range p.got {
 		repeated += max(0, got-1)
