@@ -37,8 +37,8 @@ type Config struct {
 
 	OutBuffer       int // bytes waiting for one connection's socket; default 1 MiB
 	MaxPending      int // SENDs of one connection on the way to disk; default 2,000
-	MaxPendingBytes int // the same in bytes; default 16 MiB
-	MaxTotalBytes   int // the same over all connections; default 256 MiB
+	MaxPendingBytes int // the same in bytes; default 4 MiB; one message more is let in, whatever its size
+	MaxTotalBytes   int // the same over all connections; default 64 MiB: what is ahead of a small message, about a second of the disk
 
 	ConnectTimeout time.Duration // until CONNECT has arrived; default 10 s
 	HeartBeat      time.Duration // shortest interval offered and asked for; default 1 s
@@ -81,8 +81,8 @@ func (c Config) withDefaults() Config {
 	c.MaxTransactionBytes = min(c.MaxTransactionBytes, valve.MaxInsertBytes)
 	orInt(&c.OutBuffer, 1<<20)
 	orInt(&c.MaxPending, 2_000)
-	orInt(&c.MaxPendingBytes, 16<<20)
-	orInt(&c.MaxTotalBytes, 256<<20)
+	orInt(&c.MaxPendingBytes, 4<<20)
+	orInt(&c.MaxTotalBytes, 64<<20)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
 	c.HeartBeat = cmp.Or(c.HeartBeat, time.Second)
 	c.WriteTimeout = cmp.Or(c.WriteTimeout, 5*time.Minute)
