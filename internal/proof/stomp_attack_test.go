@@ -65,18 +65,25 @@ func halfOpen(t *testing.T, s *siege) {
 	full.nc.Close()
 }
 
-// flood sends as fast as it can without asking for receipts. Nothing is lost.
-func flood(t *testing.T, s *siege) {
-	const connections = 4
-	body := strings.Repeat("x", 1<<10)
+// flood sends small messages as fast as it can without asking for receipts.
+func flood(t *testing.T, s *siege) { s.flood(t, "flood", 4, 64, 1<<10) }
+
+// largeFlood does the same with large ones: the disk is what is fought for.
+func largeFlood(t *testing.T, s *siege) { s.flood(t, "large", 32, 1, 1<<20) }
+
+// flood sends without asking for receipts, on some connections, a batch at a
+// time. Nothing is lost.
+func (s *siege) flood(t *testing.T, queue string, connections, batch, size int) {
+	t.Helper()
+	body := strings.Repeat("x", size)
 	var sent atomic.Int64
 	var floods sync.WaitGroup
 	for range connections {
 		c := s.dial(t)
 		floods.Go(func() {
-			for end := time.Now().Add(s.span); time.Now().Before(end); sent.Add(64) {
-				for range 64 {
-					c.add("SEND", body, "destination:/queue/flood")
+			for end := time.Now().Add(s.span); time.Now().Before(end); sent.Add(int64(batch)) {
+				for range batch {
+					c.add("SEND", body, "destination:/queue/"+queue)
 				}
 				if err := c.flush(); err != nil {
 					t.Errorf("flood: %v", err)
@@ -90,11 +97,11 @@ func flood(t *testing.T, s *siege) {
 	}
 	floods.Wait()
 	c := s.dial(t)
-	stored, err := c.count("flood")
+	stored, err := c.count(queue)
 	if err != nil || stored != sent.Load() {
 		t.Errorf("%d of %d messages are there: %v", stored, sent.Load(), err)
 	}
-	t.Logf("%d messages of 1 KiB, all stored", stored)
+	t.Logf("%d messages of %d KiB, all stored", stored, size>>10)
 	if err := c.leave(); err != nil {
 		t.Error(err)
 	}
