@@ -49,7 +49,11 @@ func newPair(t *testing.T, b *broker) *pair {
 		t.Fatal(err)
 	}
 	p.sends.Go(func() { p.note(p.produce(producing, producer)) })
-	p.takes.Go(func() { p.note(p.consume(consuming, consumer)) })
+	p.takes.Go(func() {
+		if err := p.consume(consumer); consuming.Err() == nil {
+			p.note(err)
+		}
+	})
 	return p
 }
 
@@ -88,13 +92,10 @@ func (p *pair) produce(ctx context.Context, c *stompClient) error {
 	}
 }
 
-// consume takes and acknowledges until ctx ends, which closes the connection.
-func (p *pair) consume(ctx context.Context, c *stompClient) error {
+// consume takes and acknowledges until the connection ends.
+func (p *pair) consume(c *stompClient) error {
 	for {
 		f, err := c.read()
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
