@@ -111,6 +111,11 @@ func (c *crowd) take(queue, mode string, message func(*stompClient, *frame.Frame
 			return err
 		}
 		for {
+			if !client.frames.Buffered() || len(client.out) > 8<<10 {
+				if err := client.flush(); err != nil {
+					return err
+				}
+			}
 			f, err := client.read()
 			if err != nil {
 				return err
@@ -121,12 +126,6 @@ func (c *crowd) take(queue, mode string, message func(*stompClient, *frame.Frame
 			}
 			c.ledger.delivered(queue, string(f.Body), messageID(f))
 			message(client, f)
-			if client.frames.Buffered() && len(client.out) < 8<<10 {
-				continue
-			}
-			if err := client.flush(); err != nil {
-				return err
-			}
 		}
 	}
 }
@@ -179,10 +178,15 @@ func TestBrokerKilled(t *testing.T) {
 			}
 			measure(100 * time.Millisecond)
 			stopProducers()
-			began := time.Now()
-			waitFor(t, time.Minute, "the queues are empty", func() bool {
-				left, dead := p.left(t)
-				if dead > 0 {
+			began, left := time.Now(), int64(-1)
+			t.Cleanup(func() {
+				if left != 0 {
+					t.Logf("%d messages left, ERRORs %v", left, c.ledger.errors)
+				}
+			})
+			waitFor(t, 3*time.Minute, "the queues are empty", func() bool {
+				var dead int64
+				if left, dead = p.left(t); dead > 0 {
 					t.Fatalf("%d dead letters", dead)
 				}
 				return left == 0

@@ -108,7 +108,7 @@ func (p *pair) consume(c *stompClient) error {
 		p.times = append(p.times, time.Since(p.made[n]))
 		p.mu.Unlock()
 		c.add("ACK", "", "id:"+header(f, "ack"))
-		if !c.frames.Buffered() {
+		if !c.frames.Buffered() { // only MESSAGEs come here
 			if err := c.flush(); err != nil {
 				return err
 			}
