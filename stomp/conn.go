@@ -234,6 +234,8 @@ func (c *conn) full() bool {
 // disconnect ends the connection in good order (S108, S109).
 func (c *conn) disconnect(f *frame.Frame) error {
 	c.settleDown(c.srv.cfg.WriteTimeout)
+	c.giveBack() // what comes from now on is for others, not for a client that says goodbye
+	c.settleDown(c.srv.cfg.WriteTimeout)
 	c.mu.Lock()
 	c.appendReceipt(f)
 	c.kick()

@@ -107,10 +107,15 @@ func (r *Reader) unparkSome(set map[*destination]struct{}, n int) {
 			return
 		}
 		delete(set, d)
-		if d.parked {
-			d.parked = false
-			r.enqueue(d)
-		}
+		r.unparkOne(d)
+	}
+}
+
+// unparkOne lets d compete again if it is parked. The mutex is held.
+func (r *Reader) unparkOne(d *destination) {
+	if d.parked {
+		d.parked = false
+		r.enqueue(d)
 	}
 }
 

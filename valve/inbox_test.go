@@ -441,3 +441,25 @@ func TestPrivateDestinations(t *testing.T) {
 		}
 	})
 }
+
+// A new subscription gets what waits for another one's credit.
+func TestNewSubscriptionUnparks(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer r.Close()
+		full := p.inbox(r, 1, "a")
+		p.insert(text("a", "1"), text("a", "2"), text("a", "3"))
+		p.take(full, 1)
+		p.nothing(full, time.Second)
+		if got := bodiesOf(p.take(p.inbox(r, 1, "a"), 1)); got[0] != "2" {
+			t.Errorf("got %v", got)
+		}
+		wild := r.NewInbox()
+		if _, err := wild.Subscribe(valve.Filter{Globs: []string{"a*"}}, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := bodiesOf(p.take(wild, 1)); got[0] != "3" {
+			t.Errorf("got %v", got)
+		}
+	})
+}

@@ -218,8 +218,16 @@ func (r *Reader) register(s *Subscription) {
 	s.mate, s.box.subs = s.box.subs, s
 	if s.only == "" {
 		r.wild = append(r.wild, s)
+		for _, d := range r.x.dests {
+			if d.parked && s.match(d.name) {
+				r.unparkOne(d)
+			}
+		}
 		r.survey()
 		return
+	}
+	if d := r.x.dests[s.only]; d != nil {
+		r.unparkOne(d) // the others that want it may have no credit
 	}
 	if last := r.exact[s.only]; last != nil {
 		s.next, last.next = last.next, s
