@@ -67,7 +67,29 @@ func (r *Reader) pass(asked int) bool {
 			return true
 		}
 		after = more
+		if !r.awaitRefills() {
+			return false
+		}
 		if !fast && !r.rest(passShare*time.Since(began)) {
+			return false
+		}
+	}
+}
+
+// manyWaiting is how many destinations wait for a refill at most before the pass
+// waits for them, so that it never gathers all there are in memory.
+const manyWaiting = 4096
+
+// awaitRefills waits until few refills are queued; false: the reader ends.
+func (r *Reader) awaitRefills() bool {
+	for {
+		r.mu.Lock()
+		n := len(r.refills)
+		r.mu.Unlock()
+		if n <= manyWaiting {
+			return true
+		}
+		if !sleep(r.ctx, 2*time.Millisecond) {
 			return false
 		}
 	}
@@ -133,8 +155,10 @@ func (r *Reader) refillLoop() {
 		r.mu.Lock()
 		var d *destination
 		if len(r.refills) > 0 {
-			d = r.refills[0]
-			r.refills = r.refills[1:]
+			d, r.refills[0] = r.refills[0], nil
+			if r.refills = r.refills[1:]; len(r.refills) == 0 {
+				r.refills = nil
+			}
 		}
 		r.mu.Unlock()
 		if d == nil {
