@@ -82,7 +82,7 @@ func TestSlowReceiver(t *testing.T) {
 		report := checker.Check(name, stamps, limit)
 		t.Logf("%s: %d arrivals, use %.4f of %d/1s", name, report.Count, report.Used, limit.Max)
 		// Blocked by the slow one, the others would use a quarter.
-		if want := shortOrLong(0.3, 0.99); report.Used < want {
+		if want := shortOrLong(0.2, 0.99); report.Used < want {
 			t.Errorf("%s: use %.4f beside a slow destination, want at least %.2f", name, report.Used, want)
 		}
 	}
