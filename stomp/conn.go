@@ -324,7 +324,15 @@ func (c *conn) finish(err error) {
 	c.mu.Unlock()
 	_ = c.nc.Close()
 	c.wg.Wait()
+	c.mu.Lock()
+	if len(c.autos) > 0 {
+		c.flying++
+	}
+	c.mu.Unlock()
 	c.ackWritten(c.autos, 0)
+	if c.hasTemps() { // what goes back must be there before it is purged
+		c.await(c.srv.cfg.WriteTimeout, func() bool { return c.flying == 0 })
+	}
 	c.purgeTemps()
 	c.authenticated()
 }

@@ -258,7 +258,14 @@ func (c *conn) endInBackground(ends []valve.End) {
 	if len(ends) == 0 {
 		return
 	}
+	c.mu.Lock()
+	c.flying++
+	c.mu.Unlock()
 	c.srv.Reader.EndAsync(func(_ int, err error) {
+		c.mu.Lock()
+		c.flying--
+		c.space.Broadcast()
+		c.mu.Unlock()
 		if err != nil && !errors.Is(err, valve.ErrClosed) {
 			c.log.Warn("messages not given back: their leases run out", "messages", len(ends), "err", err)
 		}

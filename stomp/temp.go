@@ -52,6 +52,12 @@ func (c *conn) forgetTemp(s *subscription) {
 	}
 }
 
+func (c *conn) hasTemps() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.temps) > 0
+}
+
 // purgeTemps deletes what is left in the connection's temporary queues.
 func (c *conn) purgeTemps() {
 	admin := c.srv.Admin

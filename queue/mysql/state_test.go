@@ -1,6 +1,7 @@
 package mysql_test
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -138,15 +139,26 @@ func TestStateSurvivesCutConnections(t *testing.T) {
 	})
 	const rounds = 300
 	keys := []string{"x", "y"}
+	var counted [2]int
 	for i := range rounds {
-		if errs := cut.State().Update(t.Context(), time.Now(), keys[:1+i%2], ttls(2)[:1+i%2], plusOne); errs != nil {
-			t.Error(errs)
+		n := 1 + i%2
+		errs := cut.State().Update(t.Context(), time.Now(), keys[:n], ttls(2)[:n], plusOne)
+		for k := range n {
+			switch {
+			case errs == nil || errs[k] == nil:
+				counted[k]++
+			case !errors.Is(errs[k], state.ErrUnavailable): // that says: not done
+				t.Error(errs[k])
+			}
 		}
 	}
 	close(done)
 	wg.Wait()
-	if got := readState(t, s.State(), "x", "y"); got[0] != strconv.Itoa(rounds) || got[1] != strconv.Itoa(rounds/2) {
-		t.Fatalf("x is %s after %d updates, y is %s after %d", got[0], rounds, got[1], rounds/2)
+	if got := readState(t, s.State(), "x", "y"); got[0] != strconv.Itoa(counted[0]) || got[1] != strconv.Itoa(counted[1]) {
+		t.Fatalf("x is %s after %d updates, y is %s after %d", got[0], counted[0], got[1], counted[1])
+	}
+	if counted[0] < rounds*3/4 { // on a slow machine an update may be cut off again and again
+		t.Errorf("only %d of %d updates came through", counted[0], rounds)
 	}
 }
 

@@ -183,9 +183,10 @@ func TestServe(t *testing.T) {
 		}
 	}
 	p := dial(t, r.stomp)
-	p.say(connect + "SEND\ndestination:/queue/d\nreceipt:1\n\nhello@SUBSCRIBE\nid:s\ndestination:/queue/d\n\n@")
+	p.say(connect + "SEND\ndestination:/queue/d\nreceipt:1\n\nhello@")
 	p.hear(frame.Connected)
 	p.hear(frame.Receipt)
+	p.say("SUBSCRIBE\nid:s\ndestination:/queue/d\n\n@")
 	if f := p.hear(frame.Message); string(f.Body) != "hello" {
 		t.Errorf("%q", f.Body)
 	}
