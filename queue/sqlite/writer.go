@@ -22,6 +22,8 @@ const (
 	walLimit    = 64 << 20         // bytes of write-ahead log past which it is truncated
 	walCommits  = 128              // commits after which the log is written back
 	walRows     = 20000            // rows after which the log is written back
+	walBytes    = 32 << 20         // bytes of log after which it is written back, looked at
+	walLook     = 4                // once in so many commits: writing back holds up all others
 	busyWait    = 200              // ms that SQLite itself waits for a foreign lock, per attempt
 	beginTries  = 40               // attempts to begin a transaction: about 10 s
 	closeWait   = 10 * time.Second // how long Close waits for a writer that cannot get the lock
@@ -228,7 +230,7 @@ func (w *writer) serve() {
 		close(r.done)
 	}
 	w.commits++
-	if w.unsaved++; w.unsaved >= walCommits || w.rows >= walRows {
+	if w.unsaved++; w.unsaved >= walCommits || w.rows >= walRows || w.unsaved%walLook == 0 && w.logSize() > walBytes {
 		w.unsaved, w.rows = 0, 0
 		w.saveLog()
 	}
@@ -311,6 +313,15 @@ func (w *writer) commit() error {
 // rollback ends a transaction, if SQLite has not done so itself.
 func (w *writer) rollback() { _, _ = w.conn.exec("ROLLBACK") }
 
+// logSize returns the bytes of the write-ahead log's file.
+func (w *writer) logSize() int64 {
+	info, err := os.Stat(w.path + "-wal")
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
 // saveLog writes the log back into the database file: the bulk while others may
 // commit, and the little that they added meanwhile within a turn, so that the next
 // writer starts the log from its beginning. A log that readers kept from that
@@ -323,7 +334,7 @@ func (w *writer) saveLog() {
 	}
 	defer func() { _ = w.turn.leave() }()
 	_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(PASSIVE)")
-	if info, err := os.Stat(w.path + "-wal"); err == nil && info.Size() > w.walLimit {
+	if w.logSize() > w.walLimit {
 		_, _ = w.conn.queryInt("PRAGMA wal_checkpoint(TRUNCATE)")
 	}
 }
