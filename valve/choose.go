@@ -10,7 +10,7 @@ import (
 // match finds a subscription with demand for d and how many messages it takes.
 // Without one, d is parked with those that would want it.
 func (r *Reader) match(d *destination) (*Subscription, int) {
-	s, room := r.find(d)
+	s, room := r.find(d, d.nextSize())
 	if s == nil {
 		r.each(d.name, func(s *Subscription) bool {
 			d.parked = true
@@ -21,9 +21,10 @@ func (r *Reader) match(d *destination) (*Subscription, int) {
 	return s, room
 }
 
-// find returns the next subscription that has room for d and how much. Those
-// with one destination and those with many take turns.
-func (r *Reader) find(d *destination) (found *Subscription, room int) {
+// find returns the next subscription that has room for a message of d with a body
+// of size bytes, and for how many. Those with one destination and those with many
+// take turns.
+func (r *Reader) find(d *destination, size int) (found *Subscription, room int) {
 	idle := d.busy() == 0
 	r.each(d.name, func(s *Subscription) bool {
 		demand := s.demand()
@@ -31,7 +32,7 @@ func (r *Reader) find(d *destination) (found *Subscription, room int) {
 		if idle && demand > 0 {
 			n = max(n, 1)
 		}
-		if n > 0 {
+		if n > 0 && r.fits(s.ahead, size) {
 			found, room = s, n
 		}
 		return found == nil
@@ -125,7 +126,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	if it == nil || it.sub != sub {
 		it = &item{d: d, sub: sub, limit: d.rule.Limit, limited: d.rule.Limit.Max > 0}
 	}
-	before, bytes := len(it.entries), r.bytes
+	before, ahead := len(it.entries), sub.ahead
 	n += before
 	if d.rule.MaxInFlight > 0 {
 		n = min(n, before+d.rule.MaxInFlight-d.busy())
@@ -133,17 +134,18 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	for len(it.entries) < n && len(d.held) > 0 && it.hold == 0 {
 		e := d.held[0]
 		spaced := rank(&e.ref) != 0 && e.ref.Hold > 0
-		if spaced && len(it.entries) > 0 {
+		if spaced && len(it.entries) > 0 || !r.fits(ahead, e.ref.Size) {
 			break
 		}
 		d.held = d.held[1:]
+		ahead += e.ref.Size
 		r.assign(it, e, false)
 		if spaced {
 			it.hold, it.limited = e.ref.Hold, true
 		}
 	}
 	hold, _ := r.rules.Hold(d.name)
-	for it.hold == 0 && len(it.entries) < n && len(d.ready) > 0 && bytes < aheadBytes {
+	for it.hold == 0 && len(it.entries) < n && len(d.ready) > 0 {
 		if r.discardHead(d, hold, now) {
 			continue
 		}
@@ -151,11 +153,11 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 		urgent := rank(&head.ref) == 0
 		bypass := urgent && r.cfg.Emergency == Bypass && it.limited
 		spaced := !urgent && head.ref.Hold > 0
-		if len(it.entries) > 0 && (spaced || bypass != it.charge) {
+		if len(it.entries) > 0 && (spaced || bypass != it.charge) || !r.fits(ahead, head.ref.Size) {
 			break
 		}
 		r.x.popReady(d)
-		bytes += head.ref.Size
+		ahead += head.ref.Size
 		r.assign(it, head, true)
 		it.charge = bypass
 		if spaced {

@@ -463,3 +463,32 @@ func TestNewSubscriptionUnparks(t *testing.T) {
 		}
 	})
 }
+
+// Subscriptions that do not take their large messages hold up no others.
+func TestLargeMessagesOfSlowConsumers(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer r.Close()
+		for i := range 12 { // nobody takes these
+			name := fmt.Sprintf("large%d", i)
+			for range 8 {
+				m := text(name, "")
+				m.Body = make([]byte, 1<<20)
+				p.insert(m)
+			}
+			p.inbox(r, 100, name)
+		}
+		pass(2 * time.Second)
+		box := p.inbox(r, 100, "small")
+		for i := range 300 {
+			p.insert(text("small", fmt.Sprint(i)))
+		}
+		began := r.Now()
+		for range 300 {
+			p.end(r, valve.EndAck, 0, p.take(box, 1)...)
+		}
+		if took := r.Now().Sub(began); took > 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}

@@ -141,6 +141,17 @@ func (d *destination) pace(now time.Time) {
 // gone, so that it is kept short and read from the head.
 func (d *destination) shared() { d.rush, d.headAt, d.fillAt = 0, time.Time{}, time.Time{} }
 
+// nextSize returns the bytes of the message that is next.
+func (d *destination) nextSize() int {
+	switch {
+	case len(d.held) > 0:
+		return d.held[0].ref.Size
+	case len(d.ready) > 0:
+		return d.ready[0].ref.Size
+	}
+	return 0
+}
+
 func (d *destination) backlog() int { return len(d.ready) + len(d.held) }
 
 // busy is how many of its messages are on their way or with consumers.

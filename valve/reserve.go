@@ -73,7 +73,7 @@ func (r *Reader) free(d *destination, now time.Time) bool {
 // book puts m on its way to a subscription, if it may go at once. The mutex is held.
 func (r *Reader) book(m *queue.Message, b *batch) bool {
 	d := r.x.dests[m.Destination]
-	if r.bytes >= aheadBytes || d == nil && (r.surveyed < r.surveys || !r.wanted(m.Destination)) {
+	if d == nil && (r.surveyed < r.surveys || !r.wanted(m.Destination)) {
 		return false // older ones may not be known yet
 	}
 	if d == nil {
@@ -82,7 +82,7 @@ func (r *Reader) book(m *queue.Message, b *batch) bool {
 	if !r.free(d, b.now) {
 		return false
 	}
-	sub, _ := r.find(d)
+	sub, _ := r.find(d, len(m.Body))
 	if sub == nil {
 		return false
 	}

@@ -268,7 +268,7 @@ func (r *Reader) pick(now time.Time) []*job {
 		eligible += r.rings[c].len()
 	}
 	quantum := min(max(demand/max(1, eligible), 1), maxQuantum)
-	for (demand > 0 || len(r.exact) > 0) && r.bytes < aheadBytes {
+	for demand > 0 || len(r.exact) > 0 {
 		c, ok := r.nextClass(&open)
 		if !ok {
 			break

@@ -92,6 +92,7 @@ type Subscription struct {
 	credit   int32 // most deliveries out; 0: as many as callers wait
 	out      int32 // handed out, not ended
 	assigned int32 // on the way to this subscription
+	ahead    int   // bytes of bodies on the way to this subscription
 	closed   bool
 	listed   bool // in Reader.freed
 	parked   *parking
