@@ -131,19 +131,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	if d.rule.MaxInFlight > 0 {
 		n = min(n, before+d.rule.MaxInFlight-d.busy())
 	}
-	for len(it.entries) < n && len(d.held) > 0 && it.hold == 0 {
-		e := d.held[0]
-		spaced := rank(&e.ref) != 0 && e.ref.Hold > 0
-		if spaced && len(it.entries) > 0 || !r.fits(ahead, e.ref.Size) {
-			break
-		}
-		d.held = d.held[1:]
-		ahead += e.ref.Size
-		r.assign(it, e, false)
-		if spaced {
-			it.hold, it.limited = e.ref.Hold, true
-		}
-	}
+	ahead = r.chooseHeld(it, n, ahead)
 	hold, _ := r.rules.Hold(d.name)
 	for it.hold == 0 && len(it.entries) < n && len(d.ready) > 0 {
 		if r.discardHead(d, hold, now) {
@@ -186,6 +174,25 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	}
 	j.n += took
 	return took
+}
+
+// chooseHeld takes entries that are leased already, up to n in it; ahead is how
+// many bytes the subscription has on the way before and after.
+func (r *Reader) chooseHeld(it *item, n, ahead int) int {
+	for len(it.entries) < n && len(it.d.held) > 0 && it.hold == 0 {
+		e := it.d.held[0]
+		spaced := rank(&e.ref) != 0 && e.ref.Hold > 0
+		if spaced && len(it.entries) > 0 || !r.fits(ahead, e.ref.Size) {
+			break
+		}
+		it.d.held = it.d.held[1:]
+		ahead += e.ref.Size
+		r.assign(it, e, false)
+		if spaced {
+			it.hold, it.limited = e.ref.Hold, true
+		}
+	}
+	return ahead
 }
 
 func (r *Reader) assign(it *item, e *entry, fresh bool) {
