@@ -121,8 +121,8 @@ func (s *Server) track(ln net.Listener) bool {
 // time-out, and each of its writes holds whole frames. It closes nc.
 func (s *Server) ServeConn(nc net.Conn) {
 	s.init()
-	if c := s.admit(nc); c != nil {
-		c.serve()
+	if serve := s.admit(nc); serve != nil {
+		serve()
 	}
 }
 
@@ -131,13 +131,14 @@ func (s *Server) start(nc net.Conn) {
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: s.cfg.KeepAlive, Interval: s.cfg.KeepAlive, Count: 4})
 	}
-	if c := s.admit(nc); c != nil {
-		go c.serve() // ends before s.wg
+	if serve := s.admit(nc); serve != nil {
+		go serve() // ends before s.wg
 	}
 }
 
-// admit registers a connection, or turns it away and returns nil.
-func (s *Server) admit(nc net.Conn) *conn {
+// admit registers a connection and returns what serves it to its end, be that
+// telling why it is turned away; nil if the connection is closed already.
+func (s *Server) admit(nc net.Conn) func() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	why := ""
@@ -149,26 +150,27 @@ func (s *Server) admit(nc net.Conn) *conn {
 	case s.stats.Unauthenticated.Load() >= int64(s.cfg.MaxUnauthenticated):
 		why = "too many connections wait for CONNECT; try again later"
 	}
-	if why != "" {
-		s.stats.Refused.Add(1)
-		// A few are told why; a flood is only closed.
-		if s.stats.turningAway.Add(1) > 64 || s.closing {
-			s.stats.turningAway.Add(-1)
-			_ = nc.Close()
-			return nil
-		}
-		s.wg.Go(func() {
-			defer s.stats.turningAway.Add(-1)
-			turnAway(nc, why)
-		})
+	if why == "" {
+		c := newConn(s, nc)
+		s.conns[c] = struct{}{}
+		s.wg.Add(1)
+		s.stats.Accepted.Add(1)
+		s.stats.Unauthenticated.Add(1)
+		return c.serve
+	}
+	s.stats.Refused.Add(1)
+	// A few are told why; a flood is only closed.
+	if s.stats.turningAway.Add(1) > 64 || s.closing {
+		s.stats.turningAway.Add(-1)
+		_ = nc.Close()
 		return nil
 	}
-	c := newConn(s, nc)
-	s.conns[c] = struct{}{}
 	s.wg.Add(1)
-	s.stats.Accepted.Add(1)
-	s.stats.Unauthenticated.Add(1)
-	return c
+	return func() {
+		defer s.wg.Done()
+		defer s.stats.turningAway.Add(-1)
+		turnAway(nc, why)
+	}
 }
 
 // forget is the last thing a connection does.
