@@ -3,6 +3,7 @@ package valve
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
@@ -58,6 +59,11 @@ func (r *Reader) handOut(e *entry, now time.Time) (*Delivery, error) {
 	e.phase = out
 	r.stats.Dispatched++
 	r.count(actionDequeue, e.dest.name)
+	if r.log.Enabled(r.ctx, slog.LevelDebug) {
+		// Before anybody has the message: of a process that is killed, the log
+		// holds at least what was dispatched.
+		r.log.Debug("dispatched", "message_id", e.message.ID, "destination", e.dest.name, "attempt", e.ref.Attempts, "dispatched_at", now)
+	}
 	return &Delivery{Message: e.message, DispatchedAt: now, Attempt: e.ref.Attempts, entry: e, reader: r}, nil
 }
 
