@@ -301,6 +301,9 @@ func (r *Reader) pick(now time.Time) []*job {
 			open[c] = &job{class: c}
 		}
 		n := r.choose(open[c], d, sub, min(room, r.room(c, d.weight()), turn*max(1, d.rule.Weight)), now)
+		if n == 0 && d.open != nil {
+			continue // what is next begins a job of its own, after the one being put together
+		}
 		if sub.only == "" {
 			demand -= n
 		}

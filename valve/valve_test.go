@@ -499,6 +499,34 @@ func TestSeedDurationSpacesASeries(t *testing.T) {
 }
 
 // The historic test of the statistics: enqueue and dequeue are counted.
+// A message that spaces a series begins a job of its own: the scheduler must not
+// look for room in the job that takes what is before it, for ever.
+func TestSeriesBehindOthers(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		spaced := text("a", "spaced")
+		spaced.Hold = time.Second
+		p.insert(text("a", "first"), spaced, text("a", "last"))
+		r := p.reader(nil)
+		defer p.close(r)
+		s, err := r.Subscribe(valve.Filter{}, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(map[string]bool)
+		for range 3 {
+			d, err := s.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[string(d.Message.Body)] = true
+			p.ack(d)
+		}
+		if diff := cmp.Diff(map[string]bool{"first": true, "spaced": true, "last": true}, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 func TestSeedStatslog(t *testing.T) {
 	inPipe(t, func(t *testing.T, p *pipe) {
 		start := p.w.Now().Truncate(time.Second)
