@@ -150,7 +150,10 @@ func openPool(ctx context.Context, path string, cfg Config) (*pool, error) {
 		return nil, fmt.Errorf("%w: the directory must be writable: %w", as, err)
 	}
 	p := &pool{path: path}
-	p.w = &writer{turn: turn, path: path, walLimit: walLimit, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	p.w = &writer{
+		turn: turn, path: path, walLimit: walLimit, saveAt: walCommits,
+		wake: make(chan struct{}, 1), ended: make(chan struct{}),
+	}
 	if err := p.connect(ctx, cfg); err != nil {
 		p.disconnect()
 		return nil, err

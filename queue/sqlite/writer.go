@@ -61,6 +61,7 @@ type writer struct {
 	unsaved  int                            // commits since the log was written back
 	rows     int                            // rows, likewise
 	walLimit int64                          // bytes; see walLimit
+	saveAt   int                            // commits; see walCommits
 	took     func(wait, held time.Duration) // told of the lock, for tests; may be nil
 }
 
@@ -230,7 +231,7 @@ func (w *writer) serve() {
 		close(r.done)
 	}
 	w.commits++
-	if w.unsaved++; w.unsaved >= walCommits || w.rows >= walRows || w.unsaved%walLook == 0 && w.logSize() > walBytes {
+	if w.unsaved++; w.unsaved >= w.saveAt || w.rows >= walRows || w.unsaved%walLook == 0 && w.logSize() > walBytes {
 		w.unsaved, w.rows = 0, 0
 		w.saveLog()
 	}
