@@ -38,8 +38,8 @@ type Rules struct {
 	store RuleStore
 	log   *slog.Logger
 
-	reload sync.Mutex // one Reload at a time
-	since  time.Time  // of the last LoadHolds
+	reload chan struct{} // capacity 1: full while a Reload is under way
+	since  time.Time     // of the last LoadHolds
 
 	current atomic.Pointer[ruleSet]
 
@@ -53,7 +53,7 @@ func NewRules(store RuleStore, logger *slog.Logger) *Rules {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Rules{store: store, log: logger, holds: make(map[string]Hold)}
+	r := &Rules{store: store, log: logger, reload: make(chan struct{}, 1), holds: make(map[string]Hold)}
 	r.current.Store(newRuleSet(nil, 0))
 	return r
 }
@@ -99,14 +99,19 @@ func later(a, b time.Time) time.Time {
 }
 
 // Reload reads what changed: the rules if their version did, and the recent
-// holds. Call it at least every 500 ms and when a Grant is Stale. On an error
-// what was known stays in use.
+// holds. Call it at least every 500 ms and when a Grant is Stale. One call at a
+// time reads; others wait for it, as long as ctx lets them. On an error what was
+// known stays in use.
 func (r *Rules) Reload(ctx context.Context, now time.Time) error {
 	if r.store == nil {
 		return nil
 	}
-	r.reload.Lock()
-	defer r.reload.Unlock()
+	select {
+	case r.reload <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("throttle: reload rules: %w", ctx.Err())
+	}
+	defer func() { <-r.reload }()
 	if err := r.reloadRules(ctx); err != nil {
 		return fmt.Errorf("throttle: reload rules: %w", err)
 	}

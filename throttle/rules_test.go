@@ -1,8 +1,11 @@
 package throttle
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -135,4 +138,31 @@ func TestHolds(t *testing.T) {
 	if h, ok := rules.Hold("d"); ok {
 		t.Errorf("still held: %+v", h)
 	}
+}
+
+// hangingRules answers nothing until the call's context ends.
+type hangingRules struct{ RuleStore }
+
+func (hangingRules) RulesVersion(ctx context.Context) (int64, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
+func TestReloadDoesNotWaitForOneThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rules := NewRules(hangingRules{}, nil)
+		first, end := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- rules.Reload(first, time.Now()) }()
+		synctest.Wait()
+		second, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := rules.Reload(second, time.Now()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Reload beside one that hangs: %v, want that its time is over", err)
+		}
+		end()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("the one that hung: %v", err)
+		}
+	})
 }
