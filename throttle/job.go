@@ -103,7 +103,7 @@ func (j *job) run(old state.Entry) []byte {
 		if j.req.Charge {
 			j.stamps = r.charge(j.stamps, j.now, j.req.Want, hold)
 		} else {
-			j.stamps, j.next = r.take(j.stamps, j.now, j.req.Want, hold)
+			j.stamps, j.next = r.take(j.stamps, j.now, j.limit.runFor(j.req.Lead), j.req.Want, hold)
 		}
 	}
 	if !dirty && len(j.stamps) == 0 {
@@ -141,7 +141,7 @@ func (j *job) load(r *ring, old state.Entry) (dirty, ok bool) {
 		j.limiter.log.Error("limiter state is malformed; its window counts as used up",
 			"destination", j.dest, "bytes", len(old.Data))
 		j.loadUnknown(r)
-		r.full(j.now + r.limit.slack() + r.limit.run())
+		r.full(j.now + r.limit.slack() + r.limit.longestRun())
 		return true, true
 	}
 	if j.req == nil {
@@ -226,9 +226,9 @@ func (j *job) loseUntil(r *ring, lost time.Time) {
 		return
 	}
 	// Permits that were out then may have been used a little later.
-	at := lost.UnixMicro() + maxEasy + maxRun
+	at := lost.UnixMicro() + maxEasy + maxAsked
 	if j.limit == j.was() || j.req.Was == nil {
-		at = lost.UnixMicro() + j.limit.easy() + j.limit.run()
+		at = lost.UnixMicro() + j.limit.easy() + j.limit.longestRun()
 	}
 	if n := len(r.entries); n > 0 {
 		at = max(at, r.entries[n-1].hi)
@@ -262,7 +262,7 @@ func (j *job) fence(old state.Entry) []byte {
 	case old.Data == nil:
 		*r = ring{limit: j.was(), era: j.now, high: j.now}
 		if !old.Lost.IsZero() && !r.limit.IsNone() {
-			if at := old.Lost.UnixMicro() + maxEasy + maxRun; at+j.limit.window() > j.now {
+			if at := old.Lost.UnixMicro() + maxEasy + maxAsked; at+j.limit.window() > j.now {
 				r.full(at)
 				j.otherState = r
 			}

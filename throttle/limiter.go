@@ -26,6 +26,10 @@ type Request struct {
 	Was         *Limit // what limited this destination until Changed, nil if nothing did
 	Changed     time.Time
 	Want        int
+	// Lead is how long the caller needs from asking to its dispatch: permits are
+	// given so much earlier. 0 is right below some 10 ms, above 50 ms it counts
+	// as that: what a reader that dies has taken ahead is lost.
+	Lead time.Duration
 	// Hold, when positive, makes the first permit also close the destination
 	// for Hold after its dispatch: a spaced series. At most one permit is
 	// granted then. Limit may be zero; only requests with a Hold or a Limit

@@ -37,6 +37,7 @@ const (
 	maxEasy     = 250_000 // slack while there is room
 	minRun      = 5_000
 	maxRun      = 25_000
+	maxAsked    = 100_000 // the longest run, for a reader that is slow
 )
 
 // entry says that n dispatches happen at hi at the latest (µs). Open ones wait
@@ -92,14 +93,25 @@ func (l Limit) easy() int64 {
 	return max(l.slack(), min(maxEasy, int64(l.Interval/time.Microsecond)/4))
 }
 
-// run returns how far ahead of now permits are given, in µs. What a reader that
-// dies has taken ahead is lost, so runs are short; asking again half a run
-// before a slot gets free hides the way to the store.
+// run returns how far ahead of now permits are given at least, in µs. What a
+// reader that dies has taken ahead is lost, so runs are short; asking again half
+// a run before a slot gets free hides the way to the store.
 func (l Limit) run() int64 {
 	if l.IsNone() {
 		return maxRun
 	}
 	return min(maxRun, max(minRun, int64(l.Interval/time.Microsecond)/4))
+}
+
+// runFor is run for a reader that needs lead from asking to its dispatch.
+func (l Limit) runFor(lead time.Duration) int64 {
+	return max(l.run(), min(l.longestRun(), 2*int64(lead/time.Microsecond)))
+}
+
+// longestRun is how far ahead of now a permit may be that any reader was given:
+// an interval, but not more than maxAsked.
+func (l Limit) longestRun() int64 {
+	return max(l.run(), min(maxAsked, int64(l.Interval/time.Microsecond)))
 }
 
 // bucket returns the width to which stamps are rounded up, 1 for none.
@@ -243,11 +255,11 @@ func (r *ring) grant(p int64, closes bool) stamp {
 	return s
 }
 
-// take appends up to want stamps that are legal and at most a run ahead of now.
+// take appends up to want stamps that are legal and at most run ahead of now.
 // With fewer, next is when asking again makes sense. With hold, there is at most
 // one, later than all that is out, and its dispatch closes the destination.
-func (r *ring) take(stamps []stamp, now int64, want int, hold int64) (_ []stamp, next int64) {
-	horizon, lead := now+r.limit.run(), r.limit.run()/2
+func (r *ring) take(stamps []stamp, now, run int64, want int, hold int64) (_ []stamp, next int64) {
+	horizon, lead := now+run, run/2
 	r.high = max(r.high, now)
 	r.prune(r.high)
 	closedLo, closedHi := r.closedUntil()

@@ -221,6 +221,7 @@ func (r *simReader) ask() {
 	r.asks++
 	g := r.limiter.Take(context.Background(), r.clock(), []Request{{
 		Destination: "d", Limit: limit, Version: r.version, Was: was, Changed: changed, Want: want,
+		Lead: time.Duration(r.asks%80) * time.Millisecond,
 	}})[0]
 	latency := r.upTo(r.latency)
 	for _, p := range g.Permits {

@@ -34,7 +34,7 @@ func (l *Limiter) Status(ctx context.Context, now time.Time, destination string,
 		*r = ring{limit: limit}
 		s.Why = "no state"
 		if lost := entries[0].Lost; !lost.IsZero() && !limit.IsNone() && lost.Add(limit.Window()).After(now) {
-			r.full(lost.UnixMicro() + limit.easy() + limit.run())
+			r.full(lost.UnixMicro() + limit.easy() + limit.longestRun())
 			s.Why = "state lost"
 		}
 	case r.decode(entries[0].Data) != nil:

@@ -164,10 +164,10 @@ func TestLost(t *testing.T) {
 	if g := take(t, l, t0.Add(10900*time.Millisecond), req); len(g.Permits) != 0 {
 		t.Error("granted within a window of the loss")
 	}
-	if g := take(t, l, t0.Add(11100*time.Millisecond), req); len(g.Permits) != 3 {
+	if g := take(t, l, t0.Add(11200*time.Millisecond), req); len(g.Permits) != 3 {
 		t.Errorf("%d permits a window after the loss", len(g.Permits))
 	}
-	if g := take(t, l, t0.Add(11100*time.Millisecond), Request{Destination: "new", Limit: req.Limit}); len(g.Permits) != 1 {
+	if g := take(t, l, t0.Add(11200*time.Millisecond), Request{Destination: "new", Limit: req.Limit}); len(g.Permits) != 1 {
 		t.Error("an unused destination waits for an old loss")
 	}
 }
@@ -184,7 +184,7 @@ func TestLostAfterAChange(t *testing.T) {
 	if g := take(t, l, t0.Add(10900*time.Millisecond), req); len(g.Permits) != 0 {
 		t.Error("granted within a window of the loss")
 	}
-	if g := take(t, l, t0.Add(11100*time.Millisecond), req); len(g.Permits) != 3 {
+	if g := take(t, l, t0.Add(11200*time.Millisecond), req); len(g.Permits) != 3 {
 		t.Errorf("%d permits a window after the loss", len(g.Permits))
 	}
 }
@@ -203,8 +203,37 @@ func TestMalformedState(t *testing.T) {
 				t.Errorf("%.10q at %v: %+v", bad, d, g)
 			}
 		}
-		if g := take(t, l, t0.Add(10100*time.Millisecond), req); len(g.Permits) != 3 {
+		if g := take(t, l, t0.Add(10200*time.Millisecond), req); len(g.Permits) != 3 {
 			t.Errorf("%.10q: %d permits a window later: the block must not move along", bad, len(g.Permits))
+		}
+	}
+}
+
+// Who says that it needs long gets its permits early, but not earlier than that.
+func TestLead(t *testing.T) {
+	l, _ := newTest(t)
+	limit := mustLimit(t, "10/1s")
+	for _, p := range take(t, l, t0, Request{Limit: limit, Want: 10}).Permits {
+		l.Dispatched(p, p.At)
+	}
+	free := t0.Add(time.Second)
+	for _, c := range []struct{ lead, ask time.Duration }{
+		{0, 12500 * time.Microsecond},
+		{time.Millisecond, 12500 * time.Microsecond},
+		{40 * time.Millisecond, 40 * time.Millisecond},
+		{time.Minute, 50 * time.Millisecond},
+	} {
+		req := Request{Limit: limit, Want: 10, Lead: c.lead}
+		g := take(t, l, free.Add(-500*time.Millisecond), req)
+		if late := g.NotBefore.Sub(free.Add(-c.ask)).Abs(); len(g.Permits) > 0 || late > time.Millisecond {
+			t.Errorf("lead %v: %d permits, ask again %v before the window is free", c.lead, len(g.Permits), free.Sub(g.NotBefore))
+		}
+		g = take(t, l, free.Add(-c.ask), req)
+		if len(g.Permits) != 10 || g.Permits[0].At.Before(free) {
+			t.Errorf("lead %v: %d permits %v before the window is free", c.lead, len(g.Permits), c.ask)
+		}
+		for _, p := range g.Permits {
+			l.Return(p)
 		}
 	}
 }
@@ -235,7 +264,7 @@ func TestForget(t *testing.T) {
 
 func FuzzDecode(f *testing.F) {
 	r := ring{limit: Limit{Max: 3, Interval: time.Second}, era: 1, high: simStart}
-	r.take(nil, simStart, 3, 0)
+	r.take(nil, simStart, r.limit.run(), 3, 0)
 	r.pasts = []past{{1, 1000, simStart}}
 	f.Add(r.encode())
 	f.Add([]byte{})
@@ -252,7 +281,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			r.prune(r.high)
 			r.change(Limit{Max: 1000, Interval: time.Minute}, r.version+1, simStart)
-			r.take(nil, simStart, 10, 0)
+			r.take(nil, simStart, r.limit.run(), 10, 0)
 			if enc := r.encode(); len(enc) > 64<<10 {
 				t.Fatalf("%d bytes", len(enc))
 			}

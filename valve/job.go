@@ -3,6 +3,7 @@ package valve
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
@@ -41,6 +42,7 @@ const holdEmergency = "emergency"
 func (r *Reader) run(j *job) {
 	ctx, cancel := context.WithTimeout(r.ctx, backEndTimeout)
 	defer cancel()
+	began := time.Now()
 	r.takePermits(ctx, j)
 	for try := 1; r.leaseMissing(ctx, j, try < leaseTries); try++ {
 	}
@@ -57,6 +59,9 @@ func (r *Reader) run(j *job) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.jobs[j.class]--
+	if j.class != unlimited && j.won() {
+		r.leads[j.class].add(time.Since(began))
+	}
 	for _, it := range j.items {
 		it.done = true
 		r.asked(it)
@@ -64,6 +69,11 @@ func (r *Reader) run(j *job) {
 		r.touch(it.d, now)
 	}
 	r.wakeUp()
+}
+
+// won reports whether the job has anything to hand over.
+func (j *job) won() bool {
+	return slices.ContainsFunc(j.items, func(it *item) bool { return len(it.entries) > 0 })
 }
 
 // asked lets the next job start for the item's destination. The mutex is held.
@@ -112,6 +122,12 @@ func (r *Reader) takePermits(ctx context.Context, j *job) {
 	}
 	if len(reqs) == 0 {
 		return
+	}
+	r.mu.Lock()
+	needs := r.leads[j.class].estimate()
+	r.mu.Unlock()
+	for i := range reqs {
+		reqs[i].Lead = needs
 	}
 	now := r.clock.Now()
 	grants := r.limiter.Take(ctx, now, reqs)

@@ -45,6 +45,7 @@ type Reader struct {
 	turn     int          // matches so far
 	wildTurn int          // those of subscriptions with many destinations
 	jobs     [classes]int
+	leads    [classes]lead
 	refills  []*destination
 	leased   map[*entry]struct{}
 	exact    map[string]*Subscription // the one served last of a ring of those with one destination

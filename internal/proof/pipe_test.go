@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -183,7 +184,15 @@ func dispatches(t *testing.T, readers ...*process) map[string][]int64 {
 // wantUse of the limit used (0: not asked).
 func judge(t *testing.T, log map[string][]int64, destination string, limit checker.Limit, wantUse float64) checker.Report {
 	t.Helper()
+	return judgeFrom(t, time.Time{}, log, destination, limit, wantUse)
+}
+
+// judgeFrom is judge where only what was dispatched from begin on counts for the use.
+func judgeFrom(t *testing.T, begin time.Time, log map[string][]int64, destination string, limit checker.Limit, wantUse float64) checker.Report {
+	t.Helper()
 	r := checker.Check(destination, log[destination], limit)
+	rest := slices.DeleteFunc(slices.Clone(log[destination]), func(at int64) bool { return at < begin.UnixMicro() })
+	r.Used = checker.Check(destination, rest, limit).Used
 	t.Logf("%s: limit %d/%v, %d dispatches, worst window %d, above %d, use %.4f", destination, limit.Max, limit.Window, r.Count, r.Worst, r.Above, r.Used)
 	if r.Above > 0 {
 		t.Errorf("%s: %d windows above %d in %v, the first %v after the first dispatch, the worst %d %v after it", destination, r.Above, limit.Max, limit.Window,
