@@ -242,15 +242,18 @@ func ParseHeaders(b []byte) (Headers, error) {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Checksum returns the CRC-32C over what a message must keep unchanged while it
-// is stored: id, destination, lane, priority, expiry, headers (stored form) and body.
+// is stored: id, destination, lane, priority, expiry, enqueue time, hold, headers
+// (stored form) and body. What a retry or a lease changes is not in it.
 func Checksum(m *Message, headers []byte) uint32 {
-	var fixed [16 + 4 + 8 + 8]byte
+	var fixed [16 + 4 + 4*8]byte
 	copy(fixed[:16], m.ID[:])
 	fixed[16] = byte(m.Lane)
 	fixed[17] = byte(m.Priority)
 	binary.BigEndian.PutUint16(fixed[18:], uint16(len(m.Destination)))
 	binary.BigEndian.PutUint64(fixed[20:], uint64(Micros(m.ExpiresAt)))
 	binary.BigEndian.PutUint64(fixed[28:], uint64(len(headers)))
+	binary.BigEndian.PutUint64(fixed[36:], uint64(Micros(m.EnqueuedAt)))
+	binary.BigEndian.PutUint64(fixed[44:], uint64(m.Hold.Microseconds()))
 	sum := crc32.Update(0, castagnoli, fixed[:])
 	sum = crc32.Update(sum, castagnoli, []byte(m.Destination))
 	sum = crc32.Update(sum, castagnoli, headers)

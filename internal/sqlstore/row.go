@@ -5,6 +5,7 @@
 package sqlstore
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -129,12 +130,46 @@ func (r *Row) Message() (*queue.Message, error) {
 	if sum := queue.Checksum(m, r.headers); int64(sum) != r.checksum {
 		return m, fmt.Errorf("%w: message %v has checksum %08x, stored is %08x", queue.ErrCorrupt, m.ID, sum, r.checksum)
 	}
+	if err := r.check(m); err != nil {
+		return m, fmt.Errorf("%w: message %v has %w", queue.ErrCorrupt, m.ID, err)
+	}
 	headers, err := queue.ParseHeaders(r.headers)
 	if err != nil {
 		return m, fmt.Errorf("message %v: %w", m.ID, err)
 	}
 	m.Headers = headers
 	return m, nil
+}
+
+// check reports what columns hold that no message has: those that are wider than
+// what the checksum sees of them, or not in it.
+func (r *Row) check(m *queue.Message) error {
+	switch {
+	case int64(m.Lane) != r.lane || m.Lane < queue.Emergency || m.Lane > queue.Incoming:
+		return fmt.Errorf("lane %d", r.lane)
+	case StoredPriority(m.Priority) != r.priority:
+		return fmt.Errorf("priority %d", r.priority)
+	case m.Hold.Microseconds() != r.hold || r.hold < 0:
+		return fmt.Errorf("hold %d", r.hold)
+	case r.size != int64(len(r.headers)+len(m.Body)):
+		return fmt.Errorf("size %d, but %d bytes", r.size, len(r.headers)+len(m.Body))
+	case r.attempt < 0:
+		return fmt.Errorf("%d attempts", r.attempt)
+	case queue.CheckDestination(m.Destination) != nil:
+		return errors.New("no destination")
+	}
+	return nil
+}
+
+// Fits reports, wrapping queue.ErrCorrupt, that m is not what ref promised: then
+// the index by which it was found is damaged. Served, m would leave under the
+// limit of another destination.
+func Fits(m *queue.Message, ref queue.Ref) error {
+	if ref.Destination == "" || ref.Destination == m.Destination {
+		return nil
+	}
+	return fmt.Errorf("%w: message %v is for %.80q, an index of %s names %.80q", queue.ErrCorrupt, m.ID,
+		m.Destination, Table(ref.Table), ref.Destination)
 }
 
 // Key returns a reference with only the primary key of the row in table set.

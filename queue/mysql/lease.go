@@ -201,6 +201,9 @@ func (l *lease) readFree(part []int) (map[int]*queue.Leased, error) {
 		}
 		ref := l.refs[i]
 		ref.Attempts = m.Attempts
+		if damage == nil {
+			damage = sqlstore.Fits(m, ref)
+		}
 		free[i] = &queue.Leased{Ref: ref, Message: m, Err: damage}
 		return nil
 	})

@@ -78,6 +78,29 @@ func (s *testStore) Corrupt(t *testing.T, ref queue.Ref) {
 	}
 }
 
+// Damage implements queuetest.Damager.
+func (s *testStore) Damage(t *testing.T, ref queue.Ref, column string, change func([]byte) []byte) bool {
+	t.Helper()
+	table := sqlstore.Table(ref.Table)
+	var value any
+	switch column {
+	case "id", "destination", "headers", "body":
+		var old []byte
+		if err := s.db.QueryRowContext(t.Context(), "SELECT "+column+" FROM "+table+" WHERE id = ?", ref.ID[:]).Scan(&old); err != nil {
+			t.Fatal(err)
+		}
+		value = change(old)
+	default:
+		var old int64
+		if err := s.db.QueryRowContext(t.Context(), "SELECT "+column+" FROM "+table+" WHERE id = ?", ref.ID[:]).Scan(&old); err != nil {
+			t.Fatal(err)
+		}
+		value = queuetest.Number(change(queuetest.Bytes(old)))
+	}
+	_, err := s.db.ExecContext(t.Context(), "UPDATE "+table+" SET "+column+" = ? WHERE id = ?", value, ref.ID[:])
+	return err == nil // strict mode: out of range
+}
+
 func TestStore(t *testing.T) {
 	queuetest.Run(t, func(t *testing.T) queue.Store { return open(t) })
 }

@@ -5,8 +5,9 @@
 //		queuetest.Run(t, func(t *testing.T) queue.Store { return open(t) })
 //	}
 //
-// Optional interfaces (Registry, Meta, Admin, throttle.RuleStore, Corrupter) are
-// tested where the store has them. A bug found in one driver becomes a case here.
+// Optional interfaces (Registry, Meta, Admin, throttle.RuleStore, Corrupter,
+// Damager) are tested where the store has them. A bug found in one driver becomes
+// a case here.
 package queuetest
 
 import (
@@ -36,7 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) queue.Store) {
 		cases []testCase
 	}{
 		{"Put", putCases}, {"Settle", settleCases}, {"Lease", leaseCases},
-		{"Find", findCases}, {"Admin", adminCases}, {"Rules", ruleCases},
+		{"Find", findCases}, {"Admin", adminCases}, {"Rules", ruleCases}, {"Damage", damageCases},
 	}
 	for _, g := range groups {
 		t.Run(g.name, func(t *testing.T) {

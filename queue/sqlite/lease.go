@@ -50,6 +50,9 @@ func (s *Store) Lease(ctx context.Context, now, until time.Time, token queue.ID,
 		m.LeaseToken, m.LeaseUntil = token, queue.Time(queue.Micros(until))
 		ref := refs[i]
 		ref.Attempts = m.Attempts
+		if err == nil {
+			err = sqlstore.Fits(m, ref)
+		}
 		won = append(won, queue.Leased{Ref: ref, Message: m, Err: err})
 	}
 	return won, nil
