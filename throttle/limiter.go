@@ -41,11 +41,12 @@ type Request struct {
 }
 
 // Grant answers a Request. NotBefore is when asking again makes sense (zero: at
-// once, or Want was met). Stale says that other readers know newer rules:
-// reload, then ask again.
+// once, or Want was met); it is Lead before a slot gets free. Stale says that
+// other readers know newer rules: reload, then ask again.
 type Grant struct {
 	Permits   []Permit
 	NotBefore time.Time
+	Lead      time.Duration
 	Stale     bool
 	// Out says that permits of the destination are out that may come back
 	// unused, before NotBefore.

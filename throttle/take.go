@@ -240,6 +240,7 @@ func (j *job) finish(err error) {
 			g.Out = j.ring.closer != 0 || j.ring.lastOpen() > j.now-outFor
 			if j.next != 0 {
 				g.NotBefore = time.UnixMicro(j.next).UTC()
+				g.Lead = time.Duration(j.limit.runFor(j.req.Lead)/2) * time.Microsecond
 			}
 		}
 		return

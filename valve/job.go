@@ -148,6 +148,11 @@ func (r *Reader) takePermits(ctx context.Context, j *job) {
 func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 	d := it.d
 	d.notBefore, d.why = g.NotBefore, "limit"
+	if d.notBefore.After(now) && !r.mine(d.name) {
+		// All readers are told the same moment. Who asks first gets all that is
+		// free then; the others ask in time if that one does not.
+		d.notBefore = d.notBefore.Add(g.Lead / 2)
+	}
 	if g.Out {
 		// Permits of other readers are out; one that comes back unused is free.
 		d.notBefore = earlier(d.notBefore, now.Add(askAgain))
