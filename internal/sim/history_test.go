@@ -31,14 +31,15 @@ const (
 	kRule                  // truth: rule stored under version
 	kRulesSeen             // the process knows the rules of version
 	kHold                  // truth: a hold is stored
-	kHoldsSeen             // the process knows the holds stored up to seq
+	kHoldsSeen             // the process knows the holds stored up to version
+	kHoldTold              // the process knows that its hold is stored
 	kFault                 // something went wrong on purpose
 	kQuiet                 // no faults from here on
 	kEnd                   // the run is over
 )
 
 var kindNames = [...]string{"start", "crash", "stop", "asked", "committed", "inserted", "refused", "leased", "settled",
-	"lost", "dispatch", "confirmed", "end failed", "waits", "served", "rule", "rules seen", "hold", "holds seen", "fault", "quiet", "end"}
+	"lost", "dispatch", "confirmed", "end failed", "waits", "served", "rule", "rules seen", "hold", "holds seen", "hold told", "fault", "quiet", "end"}
 
 // event is one line of a history. Which fields are set depends on its kind.
 type event struct {

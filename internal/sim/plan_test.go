@@ -269,7 +269,6 @@ func (p *plan) drawFates(d dice, odd int) []fate {
 
 func (p *plan) drawFaults(d dice, dests []string) {
 	n := 8 + d.IntN(24)
-	steps := 0
 	weights := []faultKind{
 		fCrash, fCrash, fCrash, fBefore, fBefore, fAfter, fAfter, fNever, fLater, fTwice, fTwice, fSlow, fSlow, fSlow, fStall,
 		fDown, fFastDown, fWipe, fWipe, fSkew, fLimit, fLimit, fPause, fStop,
@@ -300,9 +299,13 @@ func (p *plan) drawFaults(d dice, dests []string) {
 		}
 		p.faults = append(p.faults, f)
 	}
-	if d.oneIn(8) && steps == 0 {
-		p.faults = append(p.faults, fault{at: d.upTo(p.load), kind: fStep, dur: pickOne(d,
-			d.between(-5*time.Minute, 5*time.Minute), d.between(-2*time.Second, 2*time.Second), d.between(-50*time.Millisecond, 50*time.Millisecond))})
+	switch d.IntN(64) {
+	case 0:
+		p.faults = append(p.faults, fault{at: d.upTo(p.load), kind: fStep, dur: d.between(-5*time.Minute, 5*time.Minute)})
+	case 1, 2:
+		p.faults = append(p.faults, fault{at: d.upTo(p.load), kind: fStep, dur: d.between(-2*time.Second, 2*time.Second)})
+	case 3, 4, 5:
+		p.faults = append(p.faults, fault{at: d.upTo(p.load), kind: fStep, dur: d.between(-50*time.Millisecond, 50*time.Millisecond)})
 	}
 }
 

@@ -56,8 +56,8 @@ func TestSim(t *testing.T) {
 					t.Log(e)
 				}
 			}
-			if w.overtime {
-				t.Errorf("seed %d: not drained", seed)
+			for _, v := range judge(w.plan, w.history, w.overtime) {
+				t.Errorf("seed %d (calm %v): %v", seed, w.plan.calm, v)
 			}
 		})
 	}

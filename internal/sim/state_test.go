@@ -171,18 +171,19 @@ func (r *rulesOf) LoadHolds(ctx context.Context, now, since time.Time) (holds []
 
 // PutHold implements throttle.RuleStore.
 func (r *rulesOf) PutHold(ctx context.Context, now time.Time, h throttle.Hold) error {
+	version := int64(0)
 	err := r.call(ctx, mPutHold, func() error {
 		if err := r.w.rules.PutHold(ctx, now, h); err != nil {
 			return err
 		}
 		r.w.holds++
-		id := 0
-		if r.p != nil {
-			id = r.p.id
-		}
-		r.w.note(event{kind: kHold, proc: id, dest: h.Destination, until: queue.Micros(h.Until), version: r.w.holds, text: h.Reason})
+		version = r.w.holds
+		r.w.note(event{kind: kHold, proc: r.p.id, dest: h.Destination, until: queue.Micros(h.Until), version: version, text: h.Reason})
 		return nil
 	})
+	if err == nil {
+		r.w.tell(event{kind: kHoldTold, proc: r.p.id, version: version})
+	}
 	return err
 }
 

@@ -91,7 +91,9 @@ func (p *proc) call(ctx context.Context, m method, errs portErrors, effect func(
 			pass(f.dur)
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			w.late = true
 			_ = effect()
+			w.late = false
 		})
 		return fmt.Errorf("%w: injected, done later", errs.unknown)
 	}
@@ -206,10 +208,16 @@ func (w *world) apply(p *proc, now time.Time, c *queue.Change) (queue.Outcome, e
 		if slices.Contains(out.Lost, i) {
 			e.kind = kLost
 		}
+		if w.late {
+			e.text = lateText
+		}
 		w.note(e)
 	}
 	return out, nil
 }
+
+// lateText marks what was carried out after its caller gave up.
+const lateText = "late"
 
 func numberOf(m *queue.Message) int {
 	n := 0

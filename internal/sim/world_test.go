@@ -40,6 +40,7 @@ type world struct {
 	fired    map[faultKind]int
 	hung     int // deliveries whose lease was left to run out
 	quiet    bool
+	late     bool // what takes effect was given up by its caller
 	ending   bool
 	overtime bool
 	wg       sync.WaitGroup
@@ -324,7 +325,7 @@ func (w *world) drain() {
 		switch since := time.Since(begin); {
 		case n == 0:
 			return
-		case since > 2*time.Minute:
+		case since > w.patience():
 			w.overtime = true
 			return
 		case since > limitedQuiet && !lifted:
@@ -335,6 +336,18 @@ func (w *world) drain() {
 		}
 		pass(50 * time.Millisecond)
 	}
+}
+
+// patience is how long a run may take to drain. After the back end's clock went
+// back, a reader that starts then waits until it is where the others were.
+func (w *world) patience() time.Duration {
+	d := 2 * time.Minute
+	for _, f := range w.plan.faults {
+		if f.kind == fStep {
+			d += 2 * f.dur.Abs()
+		}
+	}
+	return d
 }
 
 // lift removes what keeps a destination waiting, once.

@@ -1,0 +1,364 @@
+package sim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+)
+
+// The oracle reads a history and says what in it must not be. It is naive on
+// purpose: it keeps everything, computes everything anew, and shares no code with
+// what it judges.
+
+// violation is one thing that must not be.
+type violation struct {
+	rule string
+	at   time.Duration
+	text string
+}
+
+func (v violation) String() string {
+	return fmt.Sprintf("%s at %.6fs: %s", v.rule, v.at.Seconds(), v.text)
+}
+
+// The rules.
+const (
+	ruleWindow  = "window"  // more dispatches in a half-open window than the limit allows
+	ruleLoss    = "loss"    // a committed message vanished, or one was made up
+	ruleAgain   = "again"   // delivered after its end was committed
+	ruleLease   = "lease"   // leased while another held it, or delivered without a lease
+	ruleOrder   = "order"   // passed over by one that comes later
+	ruleEarly   = "early"   // delivered before its time, after its expiry, or in a hold or pause its reader knew of
+	ruleIdle    = "idle"    // waits though it may go and somebody waits for it
+	ruleUse     = "use"     // less than the promised share of a limit is used
+	ruleFair    = "fair"    // a destination gets less than its share
+	ruleStuck   = "stuck"   // not drained
+	ruleFailure = "failure" // an error nobody injected
+)
+
+// letter is what the oracle knows of a message.
+type letter struct {
+	n         int
+	plan      *msgPlan
+	committed bool
+	at        time.Duration // of its commit
+	id        string
+	table     queue.Lane
+	ready     int64 // µs; timed only
+	leases    int   // ever
+	holder    int   // process
+	until     int64
+	leasedAt  time.Duration
+	freeSince time.Duration
+	out       bool // with a consumer of holder
+	outProc   int  // process that dispatched it last
+	outUntil  int64
+	delivered int
+	ended     queue.Verb // 0: not yet
+	late      bool       // its end was carried out after its caller gave up
+	confirmed bool
+}
+
+// side is what the oracle knows of a process.
+type side struct {
+	slot     int
+	live     bool
+	version  int64
+	versions []seen                // rules it knew, by time
+	holds    int64                 // it knows those up to
+	told     map[int64]bool        // and these
+	idle     map[int]time.Duration // consumers that wait, since when
+	out      int                   // deliveries out
+}
+
+type seen struct {
+	at      time.Duration
+	version int64
+}
+
+type oracle struct {
+	plan    *plan
+	h       []event
+	letters []letter // by number
+	sides   []side   // by process
+	rules   []event  // kRule
+	held    []event  // kHold
+	found   []violation
+	trouble []time.Duration // of faults
+	jump    bool            // the clock stepped far: who is behind waits
+	dests   []string
+	sent    map[string][]int64 // stamps so far
+}
+
+// judge returns what is wrong with a history, at most one violation per rule.
+func judge(p *plan, h []event, overtime bool) []violation {
+	o := &oracle{plan: p, h: h, letters: make([]letter, len(p.msgs)+1), sent: make(map[string][]int64)}
+	for i := range p.msgs {
+		o.letters[i+1] = letter{n: i + 1, plan: &p.msgs[i]}
+		if !slices.Contains(o.dests, p.msgs[i].dest) {
+			o.dests = append(o.dests, p.msgs[i].dest)
+		}
+	}
+	for _, f := range p.faults {
+		o.jump = o.jump || f.kind == fStep && f.dur.Abs() > 100*time.Millisecond
+	}
+	next := time.Duration(0)
+	for i := range h {
+		for ; next <= h[i].at; next += lookEvery {
+			o.lookForIdle(next, h[i].clock-(h[i].at-next).Microseconds())
+		}
+		o.step(&h[i])
+	}
+	if overtime {
+		o.blame(ruleStuck, h[len(h)-1].at, "messages are left after two minutes without faults or limits")
+	} else {
+		o.atTheEnd()
+	}
+	o.windows()
+	o.shares()
+	slices.SortStableFunc(o.found, func(a, b violation) int { return cmp.Compare(a.at, b.at) })
+	return o.found
+}
+
+func (o *oracle) blame(rule string, at time.Duration, format string, args ...any) {
+	for _, v := range o.found {
+		if v.rule == rule {
+			return
+		}
+	}
+	o.found = append(o.found, violation{rule, at, fmt.Sprintf(format, args...)})
+}
+
+func (o *oracle) side(proc int) *side {
+	for len(o.sides) <= proc {
+		o.sides = append(o.sides, side{idle: make(map[int]time.Duration), told: make(map[int64]bool), slot: -1})
+	}
+	return &o.sides[proc]
+}
+
+// step takes one event in.
+func (o *oracle) step(e *event) {
+	s := o.side(e.proc)
+	switch e.kind {
+	case kStart:
+		s.live = true
+		s.versions = []seen{{0, s.version}} // it read them before it did anything
+		_, _ = fmt.Sscanf(e.text, "slot %d", &s.slot)
+	case kCrash, kStop:
+		s.live = false
+		o.trouble = append(o.trouble, e.at)
+		clear(s.idle)
+	case kFault, kQuiet:
+		o.trouble = append(o.trouble, e.at)
+	case kRulesSeen:
+		s.version = e.version
+		s.versions = append(s.versions, seen{e.at, e.version})
+	case kHoldsSeen:
+		s.holds = e.version
+	case kHoldTold:
+		s.told[e.version] = true
+	case kRule:
+		o.rules = append(o.rules, *e)
+		if e.at > 0 {
+			o.trouble = append(o.trouble, e.at)
+		}
+	case kHold:
+		o.held = append(o.held, *e)
+	case kWaits:
+		s.idle[e.who] = e.at
+	case kServed:
+		delete(s.idle, e.who)
+	case kCommitted, kInserted, kLeased, kSettled, kLost, kDispatch, kConfirmed, kEndFailed:
+		o.message(e)
+	}
+}
+
+func (o *oracle) message(e *event) {
+	if e.msg == 0 {
+		if e.kind == kEndFailed {
+			o.blame(ruleFailure, e.at, "p%d: %s", e.proc, e.text)
+		}
+		return
+	}
+	m := &o.letters[e.msg]
+	switch e.kind {
+	case kCommitted:
+		if m.committed {
+			o.blame(ruleLoss, e.at, "m%d is stored twice", e.msg)
+		}
+		m.committed, m.at, m.id, m.table, m.ready, m.freeSince = true, e.at, e.text, e.table, e.stamp, e.at
+		if e.until != 0 {
+			m.holder, m.until, m.leases, m.leasedAt = e.proc, e.until, 1, e.at
+			o.passedOver(e, m)
+		}
+	case kInserted:
+		if !m.committed {
+			o.blame(ruleLoss, e.at, "Insert of m%d returned, but it is not stored", e.msg)
+		}
+	case kLeased:
+		o.leased(e, m)
+	case kSettled:
+		o.settled(e, m)
+	case kDispatch:
+		o.dispatched(e, m)
+	case kConfirmed:
+		if (e.verb == queue.Ack || e.verb == queue.Kill) && m.ended == 0 {
+			o.blame(ruleLoss, e.at, "m%d: %s is confirmed, but not stored", e.msg, verbNames[e.verb])
+		}
+		m.confirmed = m.confirmed || e.verb == queue.Ack
+	}
+}
+
+// leased: nobody else may hold the row.
+func (o *oracle) leased(e *event, m *letter) {
+	if m.holder != 0 && m.until > e.stamp {
+		o.blame(ruleLease, e.at, "m%d is leased to p%d at %s, p%d holds it until %s", e.msg, e.proc, shortTime(e.stamp), m.holder, shortTime(m.until))
+	}
+	if !m.committed || m.ended != 0 {
+		o.blame(ruleLease, e.at, "m%d is leased to p%d and does not exist", e.msg, e.proc)
+	}
+	o.passedOver(e, m)
+	m.holder, m.until, m.leasedAt = e.proc, e.until, e.at
+	m.leases++
+}
+
+// settled takes the end of a lease in.
+func (o *oracle) settled(e *event, m *letter) {
+	switch e.verb {
+	case queue.Extend:
+		m.until = e.until
+		if m.out {
+			m.outUntil = e.until
+		}
+		return
+	case queue.Ack:
+		if m.delivered == 0 {
+			o.blame(ruleLoss, e.at, "m%d is deleted and was never delivered", e.msg)
+		}
+		m.ended = e.verb
+	case queue.Kill:
+		o.killed(e, m)
+		m.ended = e.verb
+	case queue.Retry:
+		m.table, m.ready = queue.Timed, e.until
+	}
+	m.late = e.text == lateText
+	m.holder, m.until, m.freeSince = 0, 0, e.at
+	o.back(m)
+}
+
+// back notes that no consumer has m any more.
+func (o *oracle) back(m *letter) {
+	if m.out {
+		m.out = false
+		o.side(m.outProc).out--
+	}
+}
+
+// killed: a message is given up only for a reason.
+func (o *oracle) killed(e *event, m *letter) {
+	switch e.text {
+	case "nobody's: expired":
+		if m.plan.expires == 0 {
+			o.blame(ruleLoss, e.at, "m%d is given up as expired and never expires", e.msg)
+		}
+	case "nobody's: lease expired too often":
+		if m.leases < 12 {
+			o.blame(ruleLoss, e.at, "m%d is given up after %d leases", e.msg, m.leases)
+		}
+	default:
+		if m.delivered == 0 {
+			o.blame(ruleLoss, e.at, "m%d is given up undelivered: %s", e.msg, e.text)
+		}
+	}
+}
+
+// dispatched judges a delivery.
+func (o *oracle) dispatched(e *event, m *letter) {
+	s := o.side(e.proc)
+	switch {
+	case !m.committed:
+		o.blame(ruleLoss, e.at, "m%d is delivered and was never committed", e.msg)
+	case m.ended != 0 && (!m.late || m.confirmed):
+		o.blame(ruleAgain, e.at, "m%d is delivered after its %s was committed", e.msg, verbNames[m.ended])
+	case m.plan.dest != e.dest:
+		o.blame(ruleLoss, e.at, "m%d for %s came as one for %s", e.msg, m.plan.dest, e.dest)
+	case o.jump:
+	case m.holder != e.proc && m.ended == 0:
+		o.blame(ruleLease, e.at, "m%d is delivered by p%d, p%d holds it", e.msg, e.proc, m.holder)
+	case m.ended == 0 && m.until < e.stamp+o.plan.lease.Microseconds()/2:
+		o.blame(ruleLease, e.at, "m%d is delivered with less than half of its lease left, until %s", e.msg, shortTime(m.until))
+	case m.out && e.stamp < m.outUntil:
+		o.blame(ruleLease, e.at, "m%d is delivered while p%d has it until %s", e.msg, m.outProc, shortTime(m.outUntil))
+	}
+	if m.table == queue.Timed && e.stamp < m.ready {
+		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(m.ready))
+	}
+	o.inTime(e, m, s)
+	o.back(m)
+	m.out, m.outProc, m.outUntil = true, e.proc, m.until
+	m.delivered++
+	s.out++
+	o.sent[e.dest] = append(o.sent[e.dest], e.stamp)
+}
+
+// inTime: what its reader knew must not have forbidden the delivery.
+func (o *oracle) inTime(e *event, m *letter, s *side) {
+	if _, paused := o.ruleAt(e.dest, s.version); paused {
+		o.blame(ruleEarly, e.at, "m%d is delivered by p%d, which knows that %s is paused (v%d)", e.msg, e.proc, e.dest, s.version)
+	}
+	for _, h := range o.held {
+		if h.dest != e.dest || h.version > s.holds && !s.told[h.version] || h.until <= e.stamp {
+			continue
+		}
+		if h.text == "throttled by the destination" {
+			o.blame(ruleEarly, e.at, "m%d is delivered by p%d, which knows that %s is held until %s", e.msg, e.proc, e.dest, shortTime(h.until))
+		}
+	}
+}
+
+// ruleAt returns what the rules of a version say of a destination: an exact rule
+// comes before "*", field by field.
+func (o *oracle) ruleAt(dest string, version int64) (limit limitText, paused bool) {
+	var exact, other ruleText
+	for _, r := range o.rules {
+		switch {
+		case r.version > version:
+		case r.dest == dest:
+			exact = *r.rule
+		case r.dest == "*":
+			other = *r.rule
+		}
+	}
+	switch {
+	case exact.limit != nil:
+		limit = *exact.limit
+	case other.limit != nil:
+		limit = *other.limit
+	}
+	switch {
+	case exact.paused != nil:
+		paused = *exact.paused
+	case other.paused != nil:
+		paused = *other.paused
+	}
+	return limit, paused
+}
+
+// atTheEnd: the store is empty, so everything must have come to an end.
+func (o *oracle) atTheEnd() {
+	for i := range o.letters {
+		if m := &o.letters[i]; m.committed && m.ended == 0 {
+			o.blame(ruleLoss, o.h[len(o.h)-1].at, "m%d is committed and gone without an end", m.n)
+		}
+	}
+}
+
+// settledFor reports whether nothing went wrong on purpose in the time d before at.
+func (o *oracle) settledFor(at, d time.Duration) bool {
+	n := len(o.trouble)
+	return n == 0 || o.trouble[n-1]+d < at
+}

@@ -1,0 +1,99 @@
+package sim
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// sent is one dispatch, and the limits that may have let it go.
+type sentOnce struct {
+	event
+	limits  []limitText
+	counted bool
+}
+
+// ruleAge is how long before a dispatch its reader's rules may have been asked
+// for its permit: the slack of a permit, and the way through two stores.
+const ruleAge = 400 * time.Millisecond
+
+// windows judges the limits: no half-open window holds more dispatches than one of
+// the limits allows that may have been in force for the last of them. Where the
+// rules do not change that is the one limit.
+func (o *oracle) windows() {
+	for _, dest := range o.dests {
+		log := o.logOf(dest)
+		for i := range log {
+			o.window(log, i)
+		}
+	}
+}
+
+// window judges dispatch i.
+func (o *oracle) window(log []sentOnce, i int) {
+	e := &log[i]
+	if o.exempt(e) {
+		return
+	}
+	for _, l := range e.limits {
+		if l.max == 0 {
+			return
+		}
+		n := int64(0)
+		for j := i - 1; j >= 0 && log[j].stamp > e.stamp-l.window; j-- {
+			if log[j].counted {
+				n++
+			}
+		}
+		if n < l.max {
+			return
+		}
+	}
+	o.blame(ruleWindow, e.at, "m%d of %s at %s is one too many for each of %v", e.msg, e.dest, shortTime(e.stamp), e.limits)
+}
+
+// exempt: emergencies pass the limit where the policy says so.
+func (o *oracle) exempt(e *sentOnce) bool {
+	return o.plan.bypass && o.letters[e.msg].plan.lane == lanes.emergency
+}
+
+// logOf returns the dispatches of a destination in order of their stamps.
+func (o *oracle) logOf(dest string) []sentOnce {
+	var log []sentOnce
+	for _, e := range o.h {
+		if e.kind == kDispatch && e.dest == dest {
+			s := sentOnce{event: e, limits: o.limitsFor(&e), counted: true}
+			for _, l := range s.limits {
+				s.counted = s.counted && l.max > 0
+			}
+			log = append(log, s)
+		}
+	}
+	slices.SortStableFunc(log, func(a, b sentOnce) int { return cmp.Compare(a.stamp, b.stamp) })
+	return log
+}
+
+// limitsFor returns the limits under which a dispatch may have been permitted: of
+// the versions that its reader knew lately, up to the newest that any reader knew.
+func (o *oracle) limitsFor(e *event) []limitText {
+	lo, hi := int64(-1), int64(0)
+	for _, s := range o.sides[e.proc].versions {
+		if lo < 0 || s.at <= e.at-ruleAge {
+			lo = s.version
+		}
+	}
+	for i := range o.sides {
+		for _, s := range o.sides[i].versions {
+			if s.at <= e.at {
+				hi = max(hi, s.version)
+			}
+		}
+	}
+	var limits []limitText
+	for v := lo; v <= max(hi, lo); v++ {
+		if l, _ := o.ruleAt(e.dest, v); !slices.Contains(limits, l) {
+			limits = append(limits, l)
+		}
+	}
+	return limits
+}
