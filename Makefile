@@ -5,11 +5,13 @@ export CGO_ENABLED ?= 0
 
 BIN := bin
 FUZZTIME ?= 10s
+ROUNDS ?= 1000
+CHAOS_SEED ?=
 PKG ?= ./...
 TESTFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help go build demo test proof servers bench fuzz lint fmt clean
+.PHONY: help go build demo test proof chaos servers bench fuzz lint fmt clean
 
 help: ## show this list
 	@echo "mvalve: make TARGET"
@@ -30,6 +32,9 @@ test: go ## all tests with -race, on real MariaDB and memcached (fetched if miss
 
 proof: servers ## long runs against real processes: limits, kill -9, lost caches
 	MVALVE_PROOF=long go test -count=1 -timeout 60m -v ./internal/proof
+
+chaos: servers ## kill, cut, stall and fill everything at random for ROUNDS (1000) on each back end; CHAOS_SEED repeats a plan
+	MVALVE_CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(CHAOS_SEED) go test -count=1 -timeout 6h -v -run TestChaos ./internal/chaos
 
 servers: go ## make sure that the tests find MariaDB, memcached and STOMP clients
 	go run ./internal/testserver/cmd/fetch

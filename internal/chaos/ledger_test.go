@@ -1,0 +1,251 @@
+package chaos_test
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mvalve/mvalve/internal/checker"
+)
+
+// ledger is what is known outside of the pipe: facts that producers, consumers
+// and the logs of processes tell, none of them read from the pipe's tables.
+// Bodies are unique: the key of a message before it has an id.
+type ledger struct {
+	mu         sync.Mutex
+	sent       map[string]*sending  // by body
+	messages   map[string]*message  // by id
+	changed    map[string]time.Time // destinations whose limit was taken away, and when
+	deliveries int
+}
+
+// sending is one message as its producer knows it.
+type sending struct {
+	by        string
+	id        string // as the producer was told; empty if it was not
+	committed bool   // the producer was told so
+}
+
+// message is one id in the pipe.
+type message struct {
+	body, destination string
+	dispatches        []dispatch
+	deliveries        []*delivery
+}
+
+// dispatch is what the log of a process tells: it is written before the consumer
+// has the message. Times are microseconds since 1970.
+type dispatch struct {
+	process string
+	at      int64 // the stamp, on the pipe's clock
+	logged  int64 // this machine's clock
+}
+
+// delivery is what a consumer tells.
+type delivery struct {
+	process string
+	at      int64 // the stamp; 0: this kind of consumer is not told
+	began   bool  // the consumer began to acknowledge it
+	acked   int64 // when it knew that the acknowledgement is durable; 0: never
+	back    bool  // the consumer gave it back, or wanted to
+}
+
+func newLedger() *ledger {
+	return &ledger{sent: make(map[string]*sending), messages: make(map[string]*message), changed: make(map[string]time.Time)}
+}
+
+// send notes that a producer tries to commit body.
+func (l *ledger) send(body, by string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent[body] = &sending{by: by}
+}
+
+// commit notes that a producer was told that body is committed, with an id if it
+// was told one.
+func (l *ledger) commit(body, id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.sent[body]
+	if s == nil {
+		s = &sending{by: "nobody"}
+		l.sent[body] = s
+	}
+	s.committed, s.id = true, id
+}
+
+func (l *ledger) message(id string) *message {
+	m := l.messages[id]
+	if m == nil {
+		m = &message{}
+		l.messages[id] = m
+	}
+	return m
+}
+
+func (l *ledger) dispatched(id, destination string, d dispatch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.message(id)
+	m.destination = destination
+	m.dispatches = append(m.dispatches, d)
+}
+
+func (l *ledger) delivered(id, body string, d *delivery) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.message(id)
+	m.body = body
+	m.deliveries = append(m.deliveries, d)
+	l.deliveries++
+}
+
+// change changes a delivery that was noted.
+func (l *ledger) change(how func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	how()
+}
+
+// The kinds of broken promises.
+const (
+	lost     = "committed and lost"
+	dropped  = "delivered, not acknowledged, and gone"
+	again    = "acknowledged and delivered again"
+	overlap  = "delivered again within half a lease"
+	doubled  = "stored twice"
+	mixed    = "another message than its producer was told"
+	invented = "never sent"
+	unlogged = "delivered without a line in the log of dispatches"
+	above    = "windows above the limit"
+	ahead    = "dispatched by a clock that is ahead"
+)
+
+// verdict is what the ledger says in the end.
+type verdict struct {
+	broken map[string]int    // by kind
+	first  map[string]string // an example each
+
+	sent, committed, delivered, deliveries, dispatches, acked, redelivered, windows int
+	aheadMost                                                                       time.Duration
+	reports                                                                         []checker.Report
+}
+
+func (v *verdict) bad(kind, format string, args ...any) {
+	v.broken[kind]++
+	if v.first[kind] == "" {
+		v.first[kind] = fmt.Sprintf(format, args...)
+	}
+}
+
+const (
+	// clockError is how far a process may be wrong about the pipe's clock when
+	// it could measure it only while connections were stalled.
+	clockError = 2 * time.Second
+	// stampError is the same for the distance of two stamps within half a lease:
+	// each process measures as soon as it starts.
+	stampError = 50 * time.Millisecond
+)
+
+// judge judges a pipe that is empty. Only processes that keep what they took,
+// unless their ledger says otherwise, are judged by the distance of deliveries.
+func (l *ledger) judge(limits map[string]checker.Limit, lease time.Duration, keeps func(process string) bool) *verdict {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := &verdict{broken: make(map[string]int), first: make(map[string]string), sent: len(l.sent), deliveries: l.deliveries}
+	bodies := make(map[string]string, len(l.messages))
+	stamps := make(map[string][]int64)
+	for id, m := range l.messages {
+		l.judgeMessage(v, id, m, lease, keeps)
+		for _, d := range m.dispatches {
+			if changed := l.changed[m.destination]; changed.IsZero() || d.at < changed.UnixMicro() {
+				stamps[m.destination] = append(stamps[m.destination], d.at)
+			}
+		}
+		if m.body == "" {
+			continue // dispatched by a process that was killed then
+		}
+		if other, ok := bodies[m.body]; ok {
+			v.bad(doubled, "%q as %s and %s", m.body, other, id)
+		}
+		bodies[m.body] = id
+		switch s := l.sent[m.body]; {
+		case s == nil:
+			v.bad(invented, "%s %q", id, m.body)
+		case s.id != "" && s.id != id:
+			v.bad(mixed, "%q is %s, its producer was told %s", m.body, id, s.id)
+		}
+	}
+	for body, s := range l.sent {
+		if s.committed {
+			v.committed++
+			if bodies[body] == "" {
+				v.bad(lost, "%q of %s, id %q", body, s.by, s.id)
+			}
+		}
+	}
+	for destination, limit := range limits {
+		r := checker.Check(destination, stamps[destination], limit)
+		v.reports = append(v.reports, r)
+		v.windows += r.Count
+		if r.Above > 0 {
+			v.bad(above, "%s: %d windows of %v above %d, the worst with %d at %s", destination, r.Above, limit.Window, limit.Max, r.Worst,
+				time.UnixMicro(r.WorstAt).UTC().Format(time.RFC3339Nano))
+		}
+	}
+	slices.SortFunc(v.reports, func(a, b checker.Report) int { return cmp.Compare(a.Destination, b.Destination) })
+	return v
+}
+
+func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Duration, keeps func(string) bool) {
+	slices.SortFunc(m.dispatches, func(a, b dispatch) int { return cmp.Compare(a.at, b.at) })
+	v.dispatches += len(m.dispatches)
+	v.redelivered += max(0, len(m.dispatches)-1)
+	began, acked, back := false, int64(0), make(map[int64]bool)
+	for _, d := range m.deliveries {
+		began = began || d.began
+		if d.acked != 0 && (acked == 0 || d.acked < acked) {
+			acked = d.acked
+		}
+		if d.at == 0 {
+			continue
+		}
+		back[d.at] = d.back
+		if !slices.ContainsFunc(m.dispatches, func(x dispatch) bool { return x.at == d.at }) {
+			v.bad(unlogged, "%s by %s", id, d.process)
+		}
+	}
+	if len(m.deliveries) > 0 {
+		v.delivered++
+	}
+	if acked != 0 {
+		v.acked++
+	}
+	if !began {
+		v.bad(dropped, "%s %q to %s: %+v", id, m.body, m.destination, m.dispatches)
+	}
+	for i, d := range m.dispatches {
+		if acked != 0 && d.logged > acked {
+			v.bad(again, "%s to %s: acknowledged at %d, again %v later by %s; %+v", id, m.destination, acked, time.Duration(d.logged-acked)*time.Microsecond, d.process, m.dispatches)
+		}
+		early := time.Duration(d.at-d.logged) * time.Microsecond
+		if v.aheadMost = max(v.aheadMost, early); early > clockError {
+			v.bad(ahead, "%s by %s: %v", id, d.process, early)
+		}
+		if i == 0 {
+			continue
+		}
+		before := m.dispatches[i-1]
+		if gap := time.Duration(d.at-before.at) * time.Microsecond; gap < lease/2-stampError && keeps(before.process) && !back[before.at] {
+			v.bad(overlap, "%s to %s: %v after, %+v", id, m.destination, gap, m.dispatches)
+		}
+	}
+}
+
+// String is the figures of a verdict.
+func (v *verdict) String() string {
+	return fmt.Sprintf("%d messages sent, %d of them committed for sure, %d delivered, %d dispatches (%d of them again), %d acknowledged for sure; %d windows judged; clocks ahead by %v at most",
+		v.sent, v.committed, v.delivered, v.dispatches, v.redelivered, v.acked, v.windows, v.aheadMost)
+}
