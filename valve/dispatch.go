@@ -70,15 +70,12 @@ func (r *Reader) handOut(e *entry, now time.Time) (*Delivery, error) {
 // blocked reports whether e, prepared a while ago, must not go any more: its
 // destination was paused or held, or it was superseded. The mutex is held.
 func (r *Reader) blocked(e *entry, now time.Time) bool {
-	if e.holds {
-		return false // the hold is its own
-	}
 	r.refresh(e.dest)
 	if e.dest.rule.Paused {
 		return true
 	}
 	h, ok := r.rules.Hold(e.dest.name)
-	if !ok || rank(&e.ref) == 0 && h.Reason == holdEmergency {
+	if !ok || rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h) {
 		return false
 	}
 	superseded := e.ref.Lane != queue.Emergency && e.ref.EnqueuedAt < queue.Micros(h.SupersededBefore)

@@ -41,15 +41,22 @@ type entry struct {
 	message    *queue.Message // nil until leased, unless handed over
 	leaseUntil time.Time
 	permit     throttle.Permit
-	permitted  bool // permit is valid and unused
-	limited    bool // leaves only with a permit
-	holds      bool // its own duration holds the destination
-	weight     int8 // counted in Reader.ahead of class, 0: not
+	permitted  bool      // permit is valid and unused
+	limited    bool      // leaves only with a permit
+	holds      time.Time // its own duration holds the destination until then
+	why        string    // the reason of that hold
+	weight     int8      // counted in Reader.ahead of class, 0: not
 	class      class
 	heldSince  time.Time // while in destination.held
 	unknown    bool      // the outcome of an earlier ack was lost
 	sub        *Subscription
 	item       *item // being inserted for a subscription
+}
+
+// set reports whether h is the hold that e's own duration set, and nothing was
+// added to it since.
+func (e *entry) set(h throttle.Hold) bool {
+	return !e.holds.IsZero() && !h.Until.After(e.holds) && h.Reason == e.why
 }
 
 // rank is the lane order within a destination.

@@ -355,7 +355,7 @@ func (r *Reader) setHold(ctx context.Context, e *entry) bool {
 		r.log.Error("hold not stored; the message waits", "destination", h.Destination, "err", err)
 		return false
 	}
-	e.holds = true
+	e.holds, e.why = h.Until, h.Reason
 	return true
 }
 

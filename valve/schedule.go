@@ -167,8 +167,7 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 	}
 	at, why := now, ""
 	urgent := d.urgent()
-	own := len(d.held) > 0 && d.held[0].holds
-	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && !own && (!urgent || h.Reason != holdEmergency) {
+	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && (!urgent || h.Reason != holdEmergency) && !(len(d.held) > 0 && d.held[0].set(h)) {
 		at, why = h.Until, whyHold
 	}
 	if d.notBefore.After(at) && (!urgent || r.cfg.Emergency != Bypass) {

@@ -668,6 +668,57 @@ func TestPreparedMessagesObeyHolds(t *testing.T) {
 	})
 }
 
+// A message that spaces a series passes the hold that it set itself, and no other.
+func TestPreparedSeriesObeysOtherHolds(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer p.close(r)
+		s, err := r.Subscribe(valve.Filter{}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := func() *valve.Delivery {
+			t.Helper()
+			d, err := s.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		for _, what := range []string{"throttled", "paused"} {
+			p.insert(text(what, "first"))
+			first := next()
+			series := text(what, "series")
+			series.Hold = 10 * time.Second
+			p.insert(series)
+			pass(time.Second) // it lies ready
+			start := time.Now()
+			if what == "paused" {
+				p.ack(first)
+				if _, err := throttle.Pause(t.Context(), p.rules, p.w.Now(), what); err != nil {
+					t.Fatal(err)
+				}
+				pass(time.Second)
+				time.AfterFunc(19*time.Second, func() {
+					if _, err := throttle.Resume(t.Context(), p.rules, p.w.Now(), what); err != nil {
+						t.Error(err)
+					}
+				})
+			} else if err := first.Throttled(t.Context(), 20*time.Second); err != nil {
+				t.Fatal(err)
+			}
+			d := next()
+			if took := time.Since(start); took < 20*time.Second {
+				t.Errorf("%s: %q came after %v, want 20s", what, d.Message.Body, took)
+			}
+			p.ack(d)
+			if what == "throttled" {
+				p.ack(next())
+			}
+		}
+	})
+}
+
 func TestSlowDestinationLeavesWorkersToOthers(t *testing.T) {
 	inPipe(t, func(t *testing.T, p *pipe) {
 		r := p.reader(func(c *valve.ReaderConfig) { c.Wait = 0 })
