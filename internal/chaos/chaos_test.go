@@ -168,7 +168,15 @@ func (h *harness) smallDataDisk() {
 		if out, err := exec.Command("cp", "-a", data, aside).CombinedOutput(); err != nil {
 			return fmt.Errorf("cp: %s", out)
 		}
-		if err := smallDisk(h.t, filepath.Clean(data), 400<<20); err != nil {
+		used, err := exec.Command("du", "-sb", aside).Output()
+		if err != nil {
+			return fmt.Errorf("du: %w", err)
+		}
+		var size int64
+		if _, err := fmt.Sscan(string(used), &size); err != nil {
+			return err
+		}
+		if err := smallDisk(h.t, filepath.Clean(data), size+48<<20); err != nil {
 			return err
 		}
 		h.disk = data

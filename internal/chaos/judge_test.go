@@ -47,6 +47,16 @@ func TestJudge(t *testing.T) {
 			at := l.message("id19").dispatches[0].at + late
 			l.dispatched("id19", "a", dispatch{process: "reader.1", at: at, logged: at})
 		}},
+		{again, func(l *ledger) { // a RECEIPT in time
+			d := l.message("id19").dispatches[0]
+			l.message("id19").deliveries[0].process, l.message("id19").deliveries[0].unsure = "reader", true
+			l.dispatched("id19", "a", dispatch{process: "reader.1", at: d.at + late, logged: d.at + late})
+		}},
+		{"", func(l *ledger) { // a RECEIPT after the lease
+			d := l.message("id19").dispatches[0]
+			*l.message("id19").deliveries[0] = delivery{process: "reader", unsure: true, began: true, acked: d.logged + late}
+			l.dispatched("id19", "a", dispatch{process: "reader.1", at: d.at + 2*late, logged: d.at + 2*late})
+		}},
 		{overlap, func(l *ledger) {
 			d := l.message("id19").dispatches[0]
 			l.message("id19").deliveries[0].acked = 0

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,6 +51,9 @@ type delivery struct {
 	began   bool  // the consumer began to acknowledge it
 	acked   int64 // when it knew that the acknowledgement is durable; 0: never
 	back    bool  // the consumer gave it back, or wanted to
+	// unsure: a lease that was lost is acknowledged like any other (STOMP rule
+	// S92), so that acked counts only as long as the lease cannot have ended.
+	unsure bool
 }
 
 func newLedger() *ledger {
@@ -128,9 +132,9 @@ type verdict struct {
 	broken map[string]int    // by kind
 	first  map[string]string // an example each
 
-	sent, committed, delivered, deliveries, dispatches, acked, redelivered, windows int
-	aheadMost                                                                       time.Duration
-	reports                                                                         []checker.Report
+	sent, committed, delivered, deliveries, dispatches, acked, late, lateAgain, redelivered, windows int
+	aheadMost                                                                                        time.Duration
+	reports                                                                                          []checker.Report
 }
 
 func (v *verdict) bad(kind, format string, args ...any) {
@@ -203,10 +207,14 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 	slices.SortFunc(m.dispatches, func(a, b dispatch) int { return cmp.Compare(a.at, b.at) })
 	v.dispatches += len(m.dispatches)
 	v.redelivered += max(0, len(m.dispatches)-1)
-	began, acked, back := false, int64(0), make(map[int64]bool)
+	began, acked, late, back := false, int64(0), int64(0), make(map[int64]bool)
 	for _, d := range m.deliveries {
 		began = began || d.began
-		if d.acked != 0 && (acked == 0 || d.acked < acked) {
+		switch {
+		case d.acked == 0:
+		case d.unsure && !m.inTime(d, lease/2):
+			late = d.acked
+		case acked == 0 || d.acked < acked:
 			acked = d.acked
 		}
 		if d.at == 0 {
@@ -222,6 +230,12 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 	}
 	if acked != 0 {
 		v.acked++
+	}
+	if late != 0 {
+		v.late++
+		if m.dispatches[len(m.dispatches)-1].logged > late {
+			v.lateAgain++
+		}
 	}
 	if !began {
 		v.bad(dropped, "%s %q to %s: %+v", id, m.body, m.destination, m.dispatches)
@@ -244,8 +258,19 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 	}
 }
 
+// inTime reports whether d was acknowledged within a span from its dispatch, which
+// only the log of the process behind it knows.
+func (m *message) inTime(d *delivery, within time.Duration) bool {
+	for _, x := range slices.Backward(m.dispatches) {
+		if strings.HasPrefix(x.process, d.process+".") && x.logged <= d.acked {
+			return time.Duration(d.acked-x.logged)*time.Microsecond < within
+		}
+	}
+	return false
+}
+
 // String is the figures of a verdict.
 func (v *verdict) String() string {
-	return fmt.Sprintf("%d messages sent, %d of them committed for sure, %d delivered, %d dispatches (%d of them again), %d acknowledged for sure; %d windows judged; clocks ahead by %v at most",
-		v.sent, v.committed, v.delivered, v.dispatches, v.redelivered, v.acked, v.windows, v.aheadMost)
+	return fmt.Sprintf("%d messages sent, %d of them committed for sure, %d delivered, %d dispatches (%d of them again), %d acknowledged for sure, %d perhaps too late (%d of these came again); %d windows judged; clocks ahead by %v at most",
+		v.sent, v.committed, v.delivered, v.dispatches, v.redelivered, v.acked, v.late, v.lateAgain, v.windows, v.aheadMost)
 }

@@ -16,7 +16,7 @@ import (
 func runHolder() int {
 	ctx := context.Background()
 	path := strings.TrimPrefix(os.Getenv(queueVariable), "sqlite:")
-	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_pragma=busy_timeout(10000)")
+	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_pragma=busy_timeout(1000)")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

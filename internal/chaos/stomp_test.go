@@ -187,7 +187,7 @@ func (d *door) consume(destination, mode string) func(context.Context, *conn) er
 				delete(held, receipt)
 				continue
 			}
-			one := &delivery{process: d.name}
+			one := &delivery{process: d.name, unsure: true}
 			id := messageID(f)
 			d.ledger.delivered(id, key(string(f.Body)), one)
 			if rand.N(20) == 0 {

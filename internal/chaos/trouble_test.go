@@ -140,14 +140,14 @@ func (h *harness) kinds() []kind {
 	case h.mariadb != nil:
 		all = append(all, h.mariadbKinds()...)
 	default:
-		all = append(all, kind{name: "write lock held by a foreign process", key: "sqlite", weight: 4, longer: true,
+		all = append(all, kind{name: "write lock held by a foreign process", key: database, weight: 4, longer: true,
 			start: func(*rand.Rand) (func(), bool) { return h.hold(h.t) }})
 	}
 	if h.memcached != nil {
 		all = append(all, h.memcachedKinds()...)
 	}
 	if h.disk != "" {
-		all = append(all, kind{name: "disk full", key: "disk", weight: 4, start: func(*rand.Rand) (func(), bool) {
+		all = append(all, kind{name: "disk full", key: database, weight: 4, start: func(*rand.Rand) (func(), bool) {
 			free, err := fill(h.disk)
 			if err != nil {
 				h.t.Errorf("fill the disk: %v", err)
@@ -158,6 +158,9 @@ func (h *harness) kinds() []kind {
 	}
 	return all
 }
+
+// database is the key of troubles that the database itself has.
+const database = "database"
 
 // network is what a proxy can do to connections.
 func (h *harness) network(who string, ps ...*testserver.Proxy) []kind {
@@ -201,7 +204,6 @@ func (h *harness) mariadbKinds() []kind {
 		}
 	}
 	resume := func() { everybody(func(p *testserver.Proxy) { p.Resume(h.t) }) }
-	const key = "mariadb"
 	return append(all,
 		kind{name: "cut: all and MariaDB", key: "network", weight: 2, start: func(*rand.Rand) (func(), bool) {
 			everybody((*testserver.Proxy).Cut)
@@ -211,20 +213,20 @@ func (h *harness) mariadbKinds() []kind {
 			everybody((*testserver.Proxy).StallReplies)
 			return resume, true
 		}},
-		kind{name: "kill -9 of MariaDB", key: key, weight: 3, start: func(*rand.Rand) (func(), bool) {
+		kind{name: "kill -9 of MariaDB", key: database, weight: 3, start: func(*rand.Rand) (func(), bool) {
 			h.mariadb.Kill(h.t)
 			return func() { h.mariadb.Restart(h.t) }, true
 		}},
-		kind{name: "freeze of MariaDB", key: key, weight: 2, longer: true, start: func(*rand.Rand) (func(), bool) {
+		kind{name: "freeze of MariaDB", key: database, weight: 2, longer: true, start: func(*rand.Rand) (func(), bool) {
 			h.mariadb.Freeze(h.t)
 			return func() { h.mariadb.Thaw(h.t) }, true
 		}},
 		kind{name: "KILL of connections", key: "", weight: 4, start: func(rng *rand.Rand) (func(), bool) { return nil, h.killConnections(rng, "KILL ") }},
 		kind{name: "KILL QUERY of connections", key: "", weight: 4, start: func(rng *rand.Rand) (func(), bool) { return nil, h.killConnections(rng, "KILL QUERY ") }},
-		kind{name: "read-only", key: key, weight: 4, start: func(*rand.Rand) (func(), bool) {
+		kind{name: "read-only", key: database, weight: 4, start: func(*rand.Rand) (func(), bool) {
 			return func() { h.root("SET GLOBAL read_only = 0") }, h.root("SET GLOBAL read_only = 1")
 		}},
-		kind{name: "tables locked for a backup", key: key, weight: 2, start: h.backup},
+		kind{name: "tables locked for a backup", key: database, weight: 2, start: h.backup},
 	)
 }
 
