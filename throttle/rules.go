@@ -133,16 +133,23 @@ func (r *Rules) reloadRules(ctx context.Context) error {
 	if version < r.Version() {
 		r.log.Warn("rules went back to an older version", "version", version, "was", r.Version())
 	}
-	valid := rules[:0:0]
+	usable := rules[:0:0]
 	for _, rule := range rules {
-		if err := rule.Validate(); err != nil {
-			r.log.Error("rule ignored", "pattern", rule.Pattern, "err", err)
-			continue
+		if err := CheckPattern(rule.Pattern); err != nil {
+			return fmt.Errorf("rule of version %d is damaged; delete its row of q_limit and set it again: %w", rule.Version, err)
 		}
-		valid = append(valid, rule)
+		if err := rule.Validate(); err != nil {
+			r.log.Error("rule damaged; what it names waits until the limit is set again", "pattern", rule.Pattern, "err", err)
+			paused := true
+			rule = Rule{Pattern: rule.Pattern, Paused: &paused, Version: rule.Version, Was: rule.Was, ChangedAt: rule.ChangedAt}
+		}
+		if rule.Was != nil && rule.Was.Validate() != nil {
+			rule.Was = &Limit{Max: MaxMax, Interval: MinInterval} // damaged: it may have allowed anything
+		}
+		usable = append(usable, rule)
 	}
-	r.current.Store(newRuleSet(valid, version))
-	r.log.Debug("rules loaded", "version", version, "rules", len(valid))
+	r.current.Store(newRuleSet(usable, version))
+	r.log.Debug("rules loaded", "version", version, "rules", len(usable))
 	return nil
 }
 
