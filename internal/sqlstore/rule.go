@@ -83,10 +83,14 @@ func limitOf(v [4]sql.NullInt64) *throttle.Limit {
 	if !v[0].Valid {
 		return nil
 	}
-	return &throttle.Limit{
+	l := &throttle.Limit{
 		Max: v[0].Int64, Interval: time.Duration(v[1].Int64) * time.Microsecond,
 		Mode: throttle.Mode(v[2].Int64), Guard: time.Duration(v[3].Int64) * time.Microsecond,
 	}
+	if l.Interval.Microseconds() != v[1].Int64 || int64(l.Mode) != v[2].Int64 || l.Guard.Microseconds() != v[3].Int64 {
+		return &throttle.Limit{Max: -1} // damaged: nothing that another limit could be read from
+	}
+	return l
 }
 
 // NextRule decides what PutRule writes over prev (nil if the pattern has no row):

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/url"
 
 	driverlib "modernc.org/sqlite"
@@ -138,7 +139,7 @@ func (c *conn) queryInt(text string, args ...any) (n int64, err error) {
 
 // assign stores a row into the scan destinations that package sqlstore gives.
 // A value of another type than the schema's leaves a zero value, which the
-// checksum tells.
+// checksum of a message tells, or an impossible one in a rule.
 func assign(dest []any, row []driver.Value) {
 	for i, d := range dest {
 		switch d := d.(type) {
@@ -149,7 +150,9 @@ func assign(dest []any, row []driver.Value) {
 		case *string:
 			*d = textOf(row[i])
 		case *sql.NullInt64:
-			d.Int64, d.Valid = row[i].(int64)
+			if d.Int64, d.Valid = row[i].(int64); row[i] != nil && !d.Valid {
+				d.Int64, d.Valid = math.MinInt64, true // not absent: no setting has this value
+			}
 		}
 	}
 }

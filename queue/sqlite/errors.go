@@ -27,10 +27,11 @@ func busy(err error) bool {
 	return c == codes.SQLITE_BUSY || c == codes.SQLITE_LOCKED
 }
 
-// fatal reports whether err ends the whole transaction, not one statement.
+// fatal reports whether err ends the whole transaction, not one statement. Damage
+// (SQLITE_CORRUPT) does not: what does not touch the damaged page goes on.
 func fatal(err error) bool {
 	switch code(err) & 0xff {
-	case codes.SQLITE_FULL, codes.SQLITE_IOERR, codes.SQLITE_NOMEM, codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB,
+	case codes.SQLITE_FULL, codes.SQLITE_IOERR, codes.SQLITE_NOMEM, codes.SQLITE_NOTADB,
 		codes.SQLITE_READONLY, codes.SQLITE_CANTOPEN, codes.SQLITE_BUSY, codes.SQLITE_LOCKED, codes.SQLITE_INTERRUPT:
 		return true
 	}
@@ -63,7 +64,8 @@ func translate(path string, err error) error {
 	case codes.SQLITE_NOTADB:
 		return say(queue.ErrRefused, "file is not a SQLite database; name another file")
 	case codes.SQLITE_CORRUPT:
-		return say(queue.ErrRefused, "database file is damaged")
+		return say(queue.ErrRefused, "database file is damaged; stop what uses it, keep a copy, and restore a backup or "+
+			"save what is sound with: sqlite3 FILE .recover | sqlite3 NEWFILE")
 	case codes.SQLITE_CANTOPEN:
 		return say(queue.ErrUnavailable, "cannot open; the directory must exist and be writable")
 	case codes.SQLITE_TOOBIG:

@@ -58,7 +58,9 @@ func readState(c *conn, now time.Time, keys []string, entries []state.Entry) err
 		args = append(args, queue.Micros(now))
 		err := c.query(context.Background(), c.text(opReadState, 0, size), args, func(row []driver.Value) error {
 			if i, ok := where[textOf(row[0])]; ok {
-				entries[i].Data = bytesOf(row[1])
+				if entries[i].Data = bytesOf(row[1]); entries[i].Data == nil {
+					entries[i].Data = []byte{} // damaged, not absent
+				}
 			}
 			return nil
 		})
