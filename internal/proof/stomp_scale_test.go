@@ -152,7 +152,7 @@ func TestManyQueues(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			alone(t)
 			n := shortOrLong(50_000, 1_000_000)
-			b := newBroker(t, newPipe(t, onSQLite))
+			b := newBroker(t, newPipe(t, onSQLite), "--lease", "1m")
 			before := b.heap(t)
 			began := time.Now()
 			fillQueues(t, b, n)
