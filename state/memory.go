@@ -74,7 +74,7 @@ func (m *Memory) Update(ctx context.Context, now time.Time, keys []string, ttls 
 			continue
 		}
 		if data := fn(i, m.entry(key)); data != nil {
-			m.put(key, memoryValue{bytes.Clone(data), now.Add(ttls[i])})
+			m.put(key, memoryValue{bytes.Clone(data), m.now.Add(ttls[i])})
 		}
 	}
 	return errs

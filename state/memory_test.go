@@ -69,3 +69,18 @@ func TestMemoryFault(t *testing.T) {
 		t.Errorf("an unknown outcome that was applied left %q", got[0].Data)
 	}
 }
+
+// A value lives its time, even if another caller's clock is far ahead.
+func TestMemoryLivesByTheLatestClock(t *testing.T) {
+	m, now := state.NewMemory(), time.Unix(1e9, 0)
+	put := func(at time.Time, key string) {
+		if errs := m.Update(t.Context(), at, []string{key}, []time.Duration{time.Minute}, func(int, state.Entry) []byte { return []byte("x") }); errs != nil {
+			t.Fatal(errs)
+		}
+	}
+	put(now.Add(5*time.Minute), "ahead")
+	put(now, "behind")
+	if entries, _ := m.Get(t.Context(), []string{"behind"}); entries[0].Data == nil {
+		t.Error("the value was gone at once")
+	}
+}
