@@ -109,7 +109,7 @@ type destination struct {
 
 	relaxed    bool // its last permits had much slack
 	rule       throttle.Resolved
-	ruleGen    uint64
+	ruled      bool      // rule is set
 	notBefore  time.Time // the limiter's answer: asking earlier is useless
 	why        string    // what notBefore waits for
 	readySince time.Time // when it last became eligible

@@ -53,7 +53,7 @@ type Reader struct {
 	freed    []*Subscription // may take what they have parked
 	main     *Subscription   // of Next, registered by its first call
 	mainOnce sync.Once
-	ruleGen  uint64
+	applied  int64                     // version of the rules by which destinations were last woken
 	onHold   map[*destination]struct{} // asleep because of a hold
 	peers    []queue.ID                // live readers
 	warned   time.Time                 // when the limiter was last complained about
@@ -70,7 +70,7 @@ func OpenReader(ctx context.Context, store queue.Store, cfg ReaderConfig) (*Read
 	r := &Reader{
 		cfg: withDefaults(cfg), store: store, log: logger(cfg.Logger),
 		wake: make(chan struct{}, 1), rung: make(chan struct{}, 1), refill: make(chan struct{}, 1), surveyor: make(chan struct{}, 1),
-		leased: make(map[*entry]struct{}), exact: make(map[string]*Subscription), ruleGen: 1, onHold: make(map[*destination]struct{}),
+		leased: make(map[*entry]struct{}), exact: make(map[string]*Subscription), onHold: make(map[*destination]struct{}),
 	}
 	for _, g := range cfg.Destinations {
 		if err := throttle.CheckPattern(g); err != nil {

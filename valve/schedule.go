@@ -145,14 +145,14 @@ var never = time.Unix(1<<40, 0)
 
 // refresh brings d's rule up to date.
 func (r *Reader) refresh(d *destination) {
-	if d.ruleGen == r.ruleGen {
+	if d.ruled && d.rule.Version == r.rules.Version() {
 		return
 	}
 	rule := r.rules.Resolve(d.name)
 	if rule.Version != d.rule.Version || rule.Limit != d.rule.Limit {
 		d.notBefore = time.Time{}
 	}
-	d.rule, d.ruleGen = rule, r.ruleGen
+	d.rule, d.ruled = rule, true
 }
 
 // eligibleAt returns when the next message of d may be asked for, never if an

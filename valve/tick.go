@@ -65,18 +65,15 @@ func (r *Reader) maintain(ctx context.Context) {
 
 // reloadRules makes changes of limits and holds effective.
 func (r *Reader) reloadRules(ctx context.Context) {
-	before := r.rules.Version()
-	if err := r.rules.Reload(ctx, r.clock.Now()); err != nil {
-		if r.ctx.Err() == nil {
-			r.log.Warn("limits not reloaded", "err", err)
-		}
-		return
+	if err := r.rules.Reload(ctx, r.clock.Now()); err != nil && r.ctx.Err() == nil {
+		// Rules may have been read all the same, and the holds not.
+		r.log.Warn("limits not reloaded", "err", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.clock.Now()
-	if r.rules.Version() != before {
-		r.ruleGen++
+	if v := r.rules.Version(); v != r.applied {
+		r.applied = v
 		for _, d := range r.x.dests {
 			r.touch(d, now)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -665,6 +666,42 @@ func TestPreparedMessagesObeyHolds(t *testing.T) {
 		if got := next(); got != "2" || time.Since(start) < 29*time.Second {
 			t.Errorf("got %q %v after the pause; want 2 once it ended", got, time.Since(start))
 		}
+	})
+}
+
+// failingHolds is a rule store that fails to tell the holds while fail is set.
+type failingHolds struct {
+	throttle.RuleStore
+	fail atomic.Bool
+}
+
+func (f *failingHolds) LoadHolds(ctx context.Context, now, since time.Time) ([]throttle.Hold, error) {
+	if f.fail.Load() {
+		return nil, queue.ErrUnavailable
+	}
+	return f.RuleStore.LoadHolds(ctx, now, since)
+}
+
+// Rules that were read count, even if the holds could not be read right after them.
+func TestRulesWithoutHolds(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		store := &failingHolds{RuleStore: p.rules}
+		r := p.reader(func(c *valve.ReaderConfig) { c.Rules, c.Wait = store, 5*time.Second })
+		defer p.close(r)
+		p.insert(text("d", "first"))
+		first := p.next(r) // is out, so that the reader remembers the destination
+		store.fail.Store(true)
+		if _, err := throttle.Pause(t.Context(), p.rules, p.w.Now(), "d"); err != nil {
+			t.Fatal(err)
+		}
+		pass(2 * time.Second)
+		store.fail.Store(false)
+		pass(2 * time.Second)
+		p.insert(text("d", "second"))
+		if d, err := r.Next(t.Context()); !errors.Is(err, valve.ErrEmpty) {
+			t.Errorf("Next of a paused destination: %v, %v", d, err)
+		}
+		p.ack(first)
 	})
 }
 
