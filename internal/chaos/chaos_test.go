@@ -126,12 +126,15 @@ func TestChaos(t *testing.T) {
 	}
 }
 
+// room is how much there is on a small disk beside the files of an empty database.
+const room = 48 << 20
+
 func (h *harness) onSQLite() {
 	disk := filepath.Join(h.dir, "disk")
 	if err := os.Mkdir(disk, 0o755); err != nil {
 		h.t.Fatal(err)
 	}
-	if h.noDisk = smallDisk(h.t, disk, 48<<20); h.noDisk == nil {
+	if h.noDisk = smallDisk(h.t, disk, room); h.noDisk == nil {
 		h.disk = disk
 	}
 	h.queue = "sqlite:" + filepath.Join(disk, "pipe.db")
@@ -176,7 +179,7 @@ func (h *harness) smallDataDisk() {
 		if _, err := fmt.Sscan(string(used), &size); err != nil {
 			return err
 		}
-		if err := smallDisk(h.t, filepath.Clean(data), size+48<<20); err != nil {
+		if err := smallDisk(h.t, filepath.Clean(data), size+room); err != nil {
 			return err
 		}
 		h.disk = data
@@ -254,12 +257,17 @@ func (h *harness) drain() {
 		h.t.Error("the limit of " + slow + " could not be taken away")
 	}
 	h.ledger.changed[slow] = changed
-	empty := 0
+	empty, noted := 0, time.Time{}
 	var left map[string]int64
 	var dead int64
 	if !waitFor(func() bool {
 		var err error
-		if left, dead, err = h.waiting(ctx); err != nil || len(left) > 0 || h.producing() {
+		left, dead, err = h.waiting(ctx)
+		if producing := h.producing(); err != nil || len(left) > 0 || producing {
+			if now := time.Now(); now.Sub(noted) > time.Second {
+				noted = now
+				h.note("not empty: %v, producing %v, %v", left, producing, err)
+			}
 			empty = 0
 			return false
 		}

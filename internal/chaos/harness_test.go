@@ -139,7 +139,7 @@ func (h *harness) open() {
 		name, address := fmt.Sprint("broker", i), freeAddress(t)
 		h.brokers = append(h.brokers, h.slot(name, nil, "mvalve", append([]string{"serve", "--stomp", address, "--http", "off"}, reader...)...))
 		h.proxies["stomp "+name] = testserver.NewProxy(t, address)
-		d := &door{name: name, address: h.proxies["stomp "+name].Addr, ledger: h.ledger, orders: make(chan *order, 100)}
+		d := &door{name: name, address: h.proxies["stomp "+name].Addr, ledger: h.ledger, orders: make(chan *order, 40)}
 		h.doors = append(h.doors, d)
 		h.clients.Go(func() { d.keep(ctx, d.produce) })
 		h.clients.Go(func() { d.keep(ctx, d.consume("/pipe", "client-individual")) })
@@ -225,8 +225,8 @@ func (h *harness) waiting(ctx context.Context) (left map[string]int64, dead int6
 	return left, dead, nil
 }
 
-// feed keeps every destination supplied until ctx ends: limited ones with about
-// two windows, so that there is always a backlog and the end comes soon.
+// feed keeps every destination supplied until ctx ends: limited ones with more
+// than a window, so that there is always a backlog and the end comes soon.
 func (h *harness) feed(ctx context.Context, rng *rand.Rand) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -243,7 +243,7 @@ func (h *harness) feed(ctx context.Context, rng *rand.Rand) {
 					room[name] = 40 - int(left[name])
 				}
 				for name, l := range limits {
-					room[name] = 2*l.Max + 4 - int(left[name])
+					room[name] = l.Max + l.Max/2 + 2 - int(left[name])
 				}
 			}
 		}

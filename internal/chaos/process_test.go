@@ -55,7 +55,7 @@ const ledgerVariable = "MVALVE_CHAOS_LEDGER"
 // open starts the slot's first process and keeps one running.
 func (s *slot) open(t *testing.T) {
 	t.Helper()
-	s.orders, s.ended, s.exits = make(chan *order, 100), make(chan struct{}), make(map[string]int)
+	s.orders, s.ended, s.exits = make(chan *order, 40), make(chan struct{}), make(map[string]int)
 	p, err := s.start()
 	if err != nil {
 		t.Fatal(err)
