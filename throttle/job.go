@@ -241,16 +241,17 @@ func (j *job) loseUntil(r *ring, lost time.Time) {
 	}
 }
 
-// mayHaveMoved reports whether the other store must be asked first.
+// mayHaveMoved reports whether the other store must be asked first. It is asked
+// after every change of late, wherever the limit before was counted: that one may
+// have been in force so shortly that readers still count by the one before it.
 func (j *job) mayHaveMoved() bool {
 	if j.asked || j.req.Changed.IsZero() {
 		return false
 	}
-	l, was := j.limiter, j.was()
-	if l.other(j.limit) == nil || l.store(was) == j.store {
+	if j.limiter.other(j.limit) == nil {
 		return false
 	}
-	keep := max(ttl(was), ttl(j.limit))
+	keep := max(ttl(j.was()), ttl(j.limit))
 	return j.req.Changed.UnixMicro()+keep.Microseconds() > j.now
 }
 
