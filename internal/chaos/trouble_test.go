@@ -103,6 +103,9 @@ func (h *harness) trouble(steps []step, kinds []kind) map[string]int {
 			active[k.key] = ending{time.Now().Add(s.lasts), k.name, undo}
 		}
 		counts[k.name]++
+		if (n+1)%100 == 0 {
+			h.t.Logf("%d rounds in %v, %d deliveries that consumers told of so far", n+1, time.Since(h.began).Round(time.Second), h.ledger.count())
+		}
 		if h.t.Failed() {
 			break
 		}
