@@ -1,16 +1,20 @@
 package stomp
 
-import "sync"
+import (
+	"slices"
+	"sync"
+	"time"
+)
 
-// budget bounds the bytes of all connections on their way to disk. Who finds it
-// used up waits its turn, first come first served: a connection that waits does
-// not read its socket, and TCP tells the producer.
+// budget bounds the bytes that all connections have somewhere together. Who finds
+// it used up waits its turn, first come first served: a connection that waits
+// does not read its socket, and TCP tells the producer.
 type budget struct {
 	limit int64
 
 	mu      sync.Mutex
 	n       int64
-	waiting []turn
+	waiting []*turn
 }
 
 type turn struct {
@@ -21,16 +25,45 @@ type turn struct {
 // acquire takes n bytes, and waits while others use the limit up. What is taken
 // may exceed the limit by one n.
 func (b *budget) acquire(n int) {
+	if t := b.queue(n); t != nil {
+		<-t.ch // every byte taken is given back when its commit ends
+	}
+}
+
+// acquireFor is acquire that gives up after most, which it reports as false.
+func (b *budget) acquireFor(n int, most time.Duration) bool {
+	t := b.queue(n)
+	if t == nil {
+		return true
+	}
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-t.ch:
+		return true
+	case <-timer.C:
+	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.Index(b.waiting, t)
+	if i < 0 {
+		return true // its turn came meanwhile
+	}
+	b.waiting = slices.Delete(b.waiting, i, i+1)
+	return false
+}
+
+// queue takes n bytes and returns nil, or returns a turn to wait for.
+func (b *budget) queue(n int) *turn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.n < b.limit && len(b.waiting) == 0 {
 		b.n += int64(n)
-		b.mu.Unlock()
-		return
+		return nil
 	}
-	t := turn{n, make(chan struct{})}
+	t := &turn{n, make(chan struct{})}
 	b.waiting = append(b.waiting, t)
-	b.mu.Unlock()
-	<-t.ch // every byte taken is given back when its commit ends
+	return t
 }
 
 func (b *budget) release(n int) {

@@ -40,6 +40,11 @@ type Config struct {
 	MaxPendingBytes int // the same in bytes; default 4 MiB; one message more is let in, whatever its size
 	MaxTotalBytes   int // the same over all connections; default 64 MiB: what is ahead of a small message, about a second of the disk
 
+	MaxArriving int // bodies over 64 KiB that are still arriving, and open transactions, of all connections; default 256 MiB; one body more is let in
+	// ArrivingWait is how long a connection waits for that memory before it gets
+	// an ERROR; default 5 s.
+	ArrivingWait time.Duration
+
 	ConnectTimeout time.Duration // until CONNECT has arrived; default 10 s
 	HeartBeat      time.Duration // shortest interval offered and asked for; default 1 s
 	WriteTimeout   time.Duration // for one write to the socket; default 5 min
@@ -83,6 +88,8 @@ func (c Config) withDefaults() Config {
 	orInt(&c.MaxPending, 2_000)
 	orInt(&c.MaxPendingBytes, 4<<20)
 	orInt(&c.MaxTotalBytes, 64<<20)
+	orInt(&c.MaxArriving, 256<<20)
+	c.ArrivingWait = cmp.Or(c.ArrivingWait, 5*time.Second)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 10*time.Second)
 	c.HeartBeat = cmp.Or(c.HeartBeat, time.Second)
 	c.WriteTimeout = cmp.Or(c.WriteTimeout, 5*time.Minute)

@@ -70,6 +70,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{srv: s, nc: nc, session: newSession()}
 	c.space.L = &c.mu
 	c.r = frame.NewReader(source{c}, s.cfg.connectLimits())
+	c.r.SetRoom(room{c})
 	c.log = s.log.With("session", c.session)
 	return c
 }
@@ -307,6 +308,10 @@ func (c *conn) finish(err error) {
 	c.mu.Unlock()
 	c.logEnd(err)
 	c.settleDown(c.srv.cfg.Linger)
+	c.r.Release()
+	for _, t := range c.txs {
+		t.close(c)
+	}
 	if f := asFailure(err); f != nil {
 		c.sendError(f)
 	}

@@ -35,7 +35,8 @@ type Server struct {
 	log       *slog.Logger
 	serial    atomic.Uint64
 	hub       hub
-	budget    budget
+	budget    budget // of what is on its way to disk
+	arriving  budget // of what is still to come; see room
 	authSlots chan struct{}
 	stats     counters
 
@@ -57,6 +58,7 @@ func (s *Server) init() {
 		s.serial.Store(uint64(time.Now().UnixMicro()))
 		s.hub.init()
 		s.budget.limit = int64(s.cfg.MaxTotalBytes)
+		s.arriving.limit = int64(s.cfg.MaxArriving)
 		s.authSlots = make(chan struct{}, runtime.GOMAXPROCS(0))
 		s.listeners = make(map[net.Listener]struct{})
 		s.conns = make(map[*conn]struct{})

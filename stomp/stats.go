@@ -20,6 +20,7 @@ type Stats struct {
 	Unauthenticated int // gauge: connections that wait for CONNECT
 	Subscriptions   int // gauge
 	PendingBytes    int // gauge: bytes of SENDs on the way to disk
+	ArrivingBytes   int // gauge: what counts towards Config.MaxArriving
 }
 
 // counters is Stats as it is counted.
@@ -43,7 +44,7 @@ func (s *Server) Stats() Stats {
 		HeartBeatTimeouts: n.HeartBeatTimeouts.Load(),
 		BytesIn:           n.BytesIn.Load(), BytesOut: n.BytesOut.Load(),
 		Unauthenticated: int(n.Unauthenticated.Load()), Subscriptions: int(n.Subscriptions.Load()),
-		PendingBytes: s.budget.used(),
+		PendingBytes: s.budget.used(), ArrivingBytes: s.arriving.used(),
 	}
 	s.mu.Lock()
 	st.Connections = len(s.conns)

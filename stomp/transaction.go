@@ -14,7 +14,7 @@ type tx struct {
 	sends  []*queue.Message
 	topics []*frame.Frame // SENDs to topics, published once the rest is on disk
 	frames int
-	bytes  int
+	bytes  int // reserved in conn's room
 
 	// Guarded by conn.mu.
 	acks []*pending
@@ -25,14 +25,28 @@ type tx struct {
 func (t *tx) add(c *conn, bytes int) error {
 	cfg := &c.srv.cfg
 	t.frames++
-	t.bytes += bytes
 	if t.frames > cfg.MaxTransactionFrames {
 		return refuse("transaction too big", "a transaction may hold %d messages and acknowledgements here", cfg.MaxTransactionFrames)
 	}
-	if t.bytes > cfg.MaxTransactionBytes {
+	if t.bytes+bytes > cfg.MaxTransactionBytes {
 		return refuse("transaction too big", "a transaction may hold %d bytes here", cfg.MaxTransactionBytes)
 	}
+	if bytes == 0 {
+		return nil
+	}
+	c.r.Release() // a long body counts once
+	if err := (room{c}).Reserve(bytes); err != nil {
+		return err
+	}
+	t.bytes += bytes
 	return nil
+}
+
+// close ends the transaction: its bytes are somewhere else, or nowhere.
+func (t *tx) close(c *conn) {
+	if t.bytes > 0 {
+		room{c}.Release(t.bytes)
+	}
 }
 
 // txName returns the transaction header of BEGIN, COMMIT and ABORT (S98).
@@ -111,6 +125,7 @@ func (c *conn) abort(f *frame.Frame) error {
 		return err
 	}
 	delete(c.txs, name) // S105
+	t.close(c)
 	c.mu.Lock()
 	for _, p := range t.acks {
 		if p.tx == t {
@@ -132,6 +147,7 @@ func (c *conn) commit(f *frame.Frame) error {
 		return err
 	}
 	delete(c.txs, name)
+	defer t.close(c)
 	if err := c.flush(); err != nil { // frames before it go first
 		return err
 	}

@@ -72,6 +72,9 @@ type Reader struct {
 	ended error // what the source said; final once buf is used up
 	err   error // final
 
+	room     Room // nil: unlimited
+	reserved int  // bytes taken from it
+
 	scanner
 	frame   Frame
 	decoded int // headers of the scanned frame that are decoded already
@@ -128,6 +131,7 @@ func (r *Reader) Buffered() bool {
 
 // consume forgets the frame that was returned.
 func (r *Reader) consume() {
+	r.Release()
 	r.start += r.pos
 	r.scanner = scanner{lines: r.lines[:0]}
 	r.decoded = 0
@@ -142,7 +146,10 @@ func (r *Reader) fill() error {
 		}
 		return r.err
 	}
-	r.makeRoom()
+	if err := r.makeRoom(); err != nil {
+		r.err = err
+		return err
+	}
 	for range 100 {
 		var n int
 		var err error
@@ -176,19 +183,19 @@ func isTimeout(err error) bool {
 
 // makeRoom sees to it that fill has where to read to. Memory grows in
 // proportion to what has arrived, whatever was announced.
-func (r *Reader) makeRoom() {
+func (r *Reader) makeRoom() error {
 	switch {
 	case r.start == r.end && r.phase == between:
 		r.start, r.end = 0, 0
 		r.rest()
-		return
+		return nil
 	case r.isLong && r.length != absent:
 		if len(r.long) == cap(r.long) {
 			long := make([]byte, len(r.long), min(2*cap(r.long), r.length+1))
 			copy(long, r.long)
 			r.long = long
 		}
-		return
+		return nil
 	}
 	if r.start > 0 {
 		r.end = copy(r.buf, r.buf[r.start:r.end])
@@ -200,10 +207,11 @@ func (r *Reader) makeRoom() {
 	case r.isLong && len(r.buf)-r.end < smallBuffer:
 		r.grow()
 	case full && r.phase == inBody && len(r.buf) >= largeBuffer:
-		r.startLong()
+		return r.startLong()
 	case full:
 		r.grow()
 	}
+	return nil
 }
 
 // rest chooses the buffer to wait with for the next frame.
@@ -228,6 +236,40 @@ func (r *Reader) rest() {
 	}
 }
 
+// Room is memory that Readers share for bodies of more than 64 KiB.
+type Room interface {
+	// Reserve takes n bytes. It may block; its error is that of Read, and final.
+	Reserve(n int) error
+	// Release gives n bytes back.
+	Release(n int)
+}
+
+// SetRoom makes the Reader ask room before it spends memory on a long body, at
+// once for all of a body that has a content-length. What is taken is given back
+// by the Read after, and by Release. It is to be called before the first Read; nil
+// asks nobody.
+func (r *Reader) SetRoom(room Room) { r.room = room }
+
+// Release gives back what was taken from the Room: the body is counted elsewhere
+// now, or the connection has ended.
+func (r *Reader) Release() {
+	if r.reserved > 0 {
+		r.room.Release(r.reserved)
+		r.reserved = 0
+	}
+}
+
+func (r *Reader) reserve(n int) error {
+	if r.room == nil {
+		return nil
+	}
+	if err := r.room.Reserve(n); err != nil {
+		return err
+	}
+	r.reserved += n
+	return nil
+}
+
 // grow replaces the buffer by a bigger one.
 func (r *Reader) grow() {
 	var buf []byte
@@ -248,13 +290,17 @@ func (r *Reader) release() {
 }
 
 // startLong moves the body that fills buf to memory of its own.
-func (r *Reader) startLong() {
+func (r *Reader) startLong() error {
 	have := r.buf[r.bodyAt:r.end]
 	size := max(firstBody, 2*len(have))
 	if r.length != absent {
 		size = min(size, r.length+1) // with the NUL
 	}
+	if err := r.reserve(max(size, r.length+1)); err != nil {
+		return err
+	}
 	r.long = append(make([]byte, 0, size), have...)
 	r.isLong = true
 	r.end, r.pos = r.bodyAt, r.bodyAt
+	return nil
 }

@@ -220,6 +220,11 @@ func (r *Reader) scanNUL(b []byte) bool {
 		return r.failLimit(LimitBody, r.limits.Body, "the body is more than the server takes: send less, or have the limit raised")
 	}
 	if r.isLong {
+		if need := before + len(part); r.room != nil && need > r.reserved {
+			if r.err = r.reserve(max(need-r.reserved, r.reserved)); r.err != nil {
+				return false
+			}
+		}
 		r.long = append(r.long, part...)
 	}
 	switch {

@@ -68,6 +68,7 @@ func Command() *cli.Command {
 			&cli.IntFlag{Name: "max-subscriptions", Value: 100_000, Usage: "`N` subscriptions of a connection"},
 			&cli.IntFlag{Name: "max-header-bytes", Value: frame.DefaultHeaderBytes, Usage: "`BYTES` of command and headers of a frame"},
 			&cli.IntFlag{Name: "max-headers", Value: frame.DefaultHeaders, Usage: "`N` headers of a frame"},
+			&cli.IntFlag{Name: "max-arriving", Value: 256 << 20, Usage: "`BYTES` of long bodies that are still arriving, and of open transactions, of all connections"},
 			&cli.IntFlag{Name: "max-body", Value: frame.DefaultBody, Usage: "`BYTES` of a body; the queue may take less"},
 			&cli.DurationFlag{Name: "connect-timeout", Value: 10 * time.Second, Usage: "`DURATION` that a client has for its CONNECT"},
 			&cli.DurationFlag{Name: "heart-beat", Value: time.Second, Usage: "shortest `DURATION` between heart-beats that a client may ask for"},
@@ -132,7 +133,8 @@ func config(c *cli.Context) (stomp.Config, error) {
 	cfg := stomp.Config{
 		Frame:          frame.Limits{HeaderBytes: c.Int("max-header-bytes"), Headers: c.Int("max-headers"), Body: c.Int("max-body")},
 		MaxConnections: c.Int("max-connections"), MaxSubscriptions: c.Int("max-subscriptions"),
-		Prefetch: c.Int("prefetch"), MaxPrefetch: c.Int("max-prefetch"),
+		MaxArriving: c.Int("max-arriving"),
+		Prefetch:    c.Int("prefetch"), MaxPrefetch: c.Int("max-prefetch"),
 		ConnectTimeout: c.Duration("connect-timeout"), HeartBeat: c.Duration("heart-beat"),
 		AckTimeout: c.Duration("ack-timeout"), Lease: c.Duration("lease"),
 	}
@@ -185,7 +187,7 @@ func isLoopback(host string) bool {
 
 func checkNumbers(c *cli.Context) error {
 	for _, name := range []string{
-		"max-attempts", "prefetch", "max-prefetch", "max-connections", "max-subscriptions", "max-header-bytes", "max-headers", "max-body",
+		"max-attempts", "prefetch", "max-prefetch", "max-connections", "max-subscriptions", "max-header-bytes", "max-headers", "max-body", "max-arriving",
 	} {
 		if c.Int(name) < 1 {
 			return setup.Usagef("--%s %d: use a number from 1 on", name, c.Int(name))
