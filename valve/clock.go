@@ -12,6 +12,16 @@ import (
 // between this machine's monotonic clock counts.
 const remeasure = 10 * time.Second
 
+// A round trip longer than poorTrip says too little about the back end's time: a
+// connection stalled. A clock that knows no better is measured again after
+// remeasurePoor.
+const (
+	poorTrip      = 20 * time.Millisecond
+	remeasurePoor = time.Second
+	fewProbes     = 3
+	probeFor      = 5 * time.Second // more probes than that only as long as this
+)
+
 // clock is the back end's clock as this process measured it. It never goes
 // back: when the back end's clock did, it runs at half speed until they meet,
 // so that no window is opened twice.
@@ -20,21 +30,22 @@ type clock struct {
 	anchor time.Time     // local time of the last measurement, with its monotonic reading
 	base   time.Time     // the back end's time at anchor
 	excess time.Duration // how far Now was ahead of base at anchor
+	trip   time.Duration // shortest round trip of a measurement that base agrees with
 	probed time.Time     // local time of the last probe
 }
 
-// newClock measures the back end's clock three times and keeps the measurement
-// with the shortest round trip.
+// newClock measures the back end's clock a few times, more often while answers
+// come late, and keeps the measurement with the shortest round trip.
 func newClock(ctx context.Context, store queue.Store) (*clock, error) {
-	c := &clock{}
-	best := time.Duration(1<<63 - 1)
-	for range 3 {
+	c := &clock{trip: 1<<63 - 1}
+	// Probes that are slow but not stalled, of a server far away, end at ten.
+	for n, began := 0, time.Now(); n < fewProbes || n < 10 && c.trip > poorTrip && time.Since(began) < probeFor; n++ {
 		at, base, trip, err := probe(ctx, store)
 		if err != nil {
 			return nil, err
 		}
-		if trip < best {
-			best, c.anchor, c.base, c.probed = trip, at, base, at
+		if trip < c.trip {
+			c.trip, c.anchor, c.base, c.probed = trip, at, base, at
 		}
 	}
 	return c, nil
@@ -67,7 +78,11 @@ func (c *clock) at(local time.Time) time.Time {
 func (c *clock) due() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Since(c.probed) < remeasure {
+	every := remeasure
+	if c.trip > poorTrip {
+		every = remeasurePoor
+	}
+	if time.Since(c.probed) < every {
 		return false
 	}
 	c.probed = time.Now()
@@ -86,8 +101,9 @@ func (c *clock) measure(ctx context.Context, store queue.Store) error {
 	now := c.at(at)
 	ahead := now.Sub(base)
 	if ahead.Abs() <= trip/2+100*time.Microsecond {
+		c.trip = min(c.trip, trip)
 		return nil
 	}
-	c.anchor, c.base, c.excess = at, base, max(0, ahead)
+	c.anchor, c.base, c.excess, c.trip = at, base, max(0, ahead), trip
 	return nil
 }

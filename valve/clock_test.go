@@ -32,6 +32,55 @@ func TestClockFollowsTheBackEnd(t *testing.T) {
 	})
 }
 
+// late is a store whose first answers come late: a stalled connection.
+type late struct {
+	*queue.Memory
+	calls, slow int
+}
+
+func (s *late) Now(context.Context) (time.Time, error) {
+	now := time.Now()
+	if s.calls++; s.calls <= s.slow {
+		time.Sleep(time.Second) //nolint:forbidigo // virtual time
+	}
+	return now, nil
+}
+
+// TestClockMeasuredWhileAnswersAreLate: half of a long round trip is the error of
+// a measurement. Better ones follow at once, or as soon as there are any.
+func TestClockMeasuredWhileAnswersAreLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, err := newClock(t.Context(), &late{queue.NewMemory(), 0, 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if off := time.Until(c.Now()).Abs(); off > time.Millisecond {
+			t.Errorf("off by %v though later answers came in time", off)
+		}
+		store := &late{queue.NewMemory(), 0, 5}
+		if c, err = newClock(t.Context(), store); err != nil {
+			t.Fatal(err)
+		}
+		if off := time.Until(c.Now()).Abs(); off < 100*time.Millisecond {
+			t.Fatalf("off by %v: the test proves nothing", off)
+		}
+		time.Sleep(2 * time.Second) //nolint:forbidigo // virtual time
+		if !c.due() {
+			t.Fatal("not measured again soon")
+		}
+		if err := c.measure(t.Context(), store); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second) //nolint:forbidigo // virtual time: the excess is worked off
+		if off := time.Until(c.Now()).Abs(); off > time.Millisecond {
+			t.Errorf("still off by %v", off)
+		}
+		if c.due() {
+			t.Error("a good measurement is repeated soon, too")
+		}
+	})
+}
+
 func TestClockNeverGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &shifted{queue.NewMemory(), 0}
