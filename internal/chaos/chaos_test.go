@@ -243,7 +243,10 @@ func (h *harness) drain() {
 	for _, d := range h.doors {
 		close(d.orders)
 	}
-	h.note("drain")
+	// The last one to be killed stays dead: others must find what it held.
+	dead := []*slot{h.slot("print"), h.slot("exec"), h.slot("post"), h.brokers[0], h.brokers[1]}[h.seed%5]
+	h.note("kill -9 of %s for good; drain", dead.name)
+	dead.stop(syscall.SIGKILL)
 	changed := time.Now()
 	if !waitFor(func() bool {
 		now, err := h.store.Now(ctx)
@@ -259,10 +262,10 @@ func (h *harness) drain() {
 	h.ledger.changed[slow] = changed
 	empty, noted := 0, time.Time{}
 	var left map[string]int64
-	var dead int64
+	var letters int64
 	if !waitFor(func() bool {
 		var err error
-		left, dead, err = h.waiting(ctx)
+		left, letters, err = h.waiting(ctx)
 		if producing := h.producing(); err != nil || len(left) > 0 || producing {
 			if now := time.Now(); now.Sub(noted) > time.Second {
 				noted = now
@@ -274,7 +277,7 @@ func (h *harness) drain() {
 		empty++
 		return empty >= 10
 	}) {
-		h.t.Errorf("not empty %v after the last trouble: %v, %d dead letters", patience, left, dead)
+		h.t.Errorf("not empty %v after the last trouble: %v, %d dead letters", patience, left, letters)
 		for destination := range left {
 			h.t.Log(h.mvalve("explain", destination))
 		}
@@ -282,8 +285,8 @@ func (h *harness) drain() {
 			s.stop(syscall.SIGQUIT) // prints what it is doing
 		}
 	}
-	if dead > 0 {
-		h.t.Errorf("%d dead letters: %s", dead, h.mvalve("dead", "ls"))
+	if letters > 0 {
+		h.t.Errorf("%d dead letters: %s", letters, h.mvalve("dead", "ls"))
 	}
 	h.t.Logf("empty %v after the last trouble", time.Since(began).Round(time.Millisecond))
 }

@@ -71,13 +71,14 @@ func (h *harness) collectLog(s *slot, p *process) {
 		var d struct {
 			Time         time.Time
 			Destination  string
+			Attempt      int
 			MessageID    queue.ID  `json:"message_id"`
 			DispatchedAt time.Time `json:"dispatched_at"`
 		}
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
 			return err
 		}
-		h.ledger.dispatched(d.MessageID.String(), d.Destination, dispatch{process: p.name, at: d.DispatchedAt.UnixMicro(), logged: d.Time.UnixMicro()})
+		h.ledger.dispatched(d.MessageID.String(), d.Destination, dispatch{process: p.name, attempt: d.Attempt, at: d.DispatchedAt.UnixMicro(), logged: d.Time.UnixMicro()})
 		return nil
 	})
 	if len(crash) > 0 {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -124,20 +125,20 @@ func (h *harness) open() {
 		t.Fatal(err)
 	}
 	receiver := newReceiver(t, h.ledger)
-	h.writer = h.slot("writer", asLine, "mvalve-writer", "--print-ids")
+	h.writer = h.start("writer", asLine, "mvalve-writer", "--print-ids")
 	reader := []string{
 		"--lease", lease.String(), "--retry-min", retryMin.String(), "--retry-max", retryMax.String(), "--max-attempts", fmt.Sprint(manyAttempts),
 		"--log-level", "debug", "--log-format", "json",
 	}
-	h.slot("print", nil, "mvalve-reader", reader...)
-	h.slot("exec", nil, "mvalve-reader", append(reader, "--exec", "sh "+script, "--concurrency", "2")...)
-	h.slot("post", nil, "mvalve-reader", append(reader, "--post", receiver.URL+"/{destination}", "--concurrency", "4")...)
-	h.client = h.slot("client", func(o *order) string { return o.destination + " " + o.body }, "")
+	h.start("print", nil, "mvalve-reader", reader...)
+	h.start("exec", nil, "mvalve-reader", append(reader, "--exec", "sh "+script, "--concurrency", "2")...)
+	h.start("post", nil, "mvalve-reader", append(reader, "--post", receiver.URL+"/{destination}", "--concurrency", "4")...)
+	h.client = h.start("client", func(o *order) string { return o.destination + " " + o.body }, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	h.stop = cancel
 	for i := range 2 {
 		name, address := fmt.Sprint("broker", i), freeAddress(t)
-		h.brokers = append(h.brokers, h.slot(name, nil, "mvalve", append([]string{"serve", "--stomp", address, "--http", "off"}, reader...)...))
+		h.brokers = append(h.brokers, h.start(name, nil, "mvalve", append([]string{"serve", "--stomp", address, "--http", "off"}, reader...)...))
 		h.proxies["stomp "+name] = testserver.NewProxy(t, address)
 		d := &door{name: name, address: h.proxies["stomp "+name].Addr, ledger: h.ledger, orders: make(chan *order, 40)}
 		h.doors = append(h.doors, d)
@@ -148,8 +149,8 @@ func (h *harness) open() {
 	t.Cleanup(func() { cancel(); h.clients.Wait() })
 }
 
-// slot starts a command, or without one this binary as the Go client.
-func (h *harness) slot(name string, fed func(*order) string, command string, args ...string) *slot {
+// start starts a command, or without one this binary as the Go client.
+func (h *harness) start(name string, fed func(*order) string, command string, args ...string) *slot {
 	h.t.Helper()
 	url := h.url(name)
 	s := &slot{name: name, fed: fed, dir: h.dir, argv: append([]string{filepath.Join(bin, command)}, args...), env: []string{"MVALVE_QUEUE=" + url}}
@@ -180,6 +181,7 @@ func asLine(o *order) string {
 // execScript is what `mvalve-reader --exec` starts: it notes the delivery with one
 // write and refuses one in ten the first time.
 const execScript = `read -r body
+[ -n "$body" ] || exit 75 # the reader was killed before it had passed the body on
 code=0
 case "$MVALVE_MESSAGE_ATTEMPT ${body%% *}" in "1 "*3) code=75 ;; esac
 printf '%s %s %s %s\n' "$MVALVE_MESSAGE_ID" "$MVALVE_MESSAGE_DISPATCHED_AT" "$code" "${body%% *}" >>"$MVALVE_CHAOS_LEDGER"
@@ -278,4 +280,9 @@ func (h *harness) put(rng *rand.Rand, destination string) bool {
 	default:
 		return false
 	}
+}
+
+// slot is one of the slots.
+func (h *harness) slot(name string) *slot {
+	return h.slots[slices.IndexFunc(h.slots, func(s *slot) bool { return s.name == name })]
 }

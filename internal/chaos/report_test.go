@@ -30,7 +30,9 @@ func (h *harness) report(rounds int, span time.Duration, counts map[string]int, 
 	}
 	t.Log(v)
 	for _, r := range v.reports {
-		t.Logf("%-10s %4d in %-7v %6d dispatches, fullest window %d, above %d", r.Destination, r.Limit.Max, r.Limit.Window, r.Count, r.Worst, r.Above)
+		apart := v.apart[r.Destination]
+		t.Logf("%-10s %4d in %-7v %6d dispatches, fullest window %d, above %d; of three quarters by this machine's clock: fullest %d, above %d",
+			r.Destination, r.Limit.Max, r.Limit.Window, r.Count, r.Worst, r.Above, apart.Worst, apart.Above)
 	}
 	h.judgeExits()
 	for kind, n := range v.broken {

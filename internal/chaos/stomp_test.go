@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -188,6 +189,9 @@ func (d *door) consume(destination, mode string) func(context.Context, *conn) er
 				continue
 			}
 			one := &delivery{process: d.name, unsure: true}
+			if one.attempt, err = strconv.Atoi(header(f, "x-delivery-count")); err != nil {
+				return err
+			}
 			id := messageID(f)
 			d.ledger.delivered(id, key(string(f.Body)), one)
 			if rand.N(20) == 0 {
