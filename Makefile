@@ -5,13 +5,14 @@ export CGO_ENABLED ?= 0
 
 BIN := bin
 FUZZTIME ?= 10s
+ONLY ?=
 ROUNDS ?= 1000
 CHAOS_SEED ?=
 PKG ?= ./...
 TESTFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help go build demo test proof chaos servers bench fuzz lint fmt clean
+.PHONY: help go build demo test proof chaos servers bench fuzz defects lint fmt clean
 
 help: ## show this list
 	@echo "mvalve: make TARGET"
@@ -45,6 +46,9 @@ bench: build ## throughput and latency, with the raw statements beside them
 
 fuzz: go ## run every fuzz target for FUZZTIME (10s)
 	@sh build/fuzz.sh $(FUZZTIME)
+
+defects: servers ## put deliberate defects into a copy, one at a time: the tests must catch each
+	@sh build/defects.sh '$(ONLY)'
 
 lint: go ## go vet, gofmt and golangci-lint
 	@sh build/lint.sh
