@@ -78,6 +78,7 @@ func (h *harness) collectLog(s *slot, p *process) {
 		if err := json.Unmarshal([]byte(line), &d); err != nil {
 			return err
 		}
+		p.dispatched++
 		h.ledger.dispatched(d.MessageID.String(), d.Destination, dispatch{process: p.name, attempt: d.Attempt, at: d.DispatchedAt.UnixMicro(), logged: d.Time.UnixMicro()})
 		return nil
 	})

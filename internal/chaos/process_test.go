@@ -31,8 +31,7 @@ type slot struct {
 	mu        sync.Mutex
 	processes []*process // all that ever ran; the last one is live
 	stopping  bool
-	ended     chan struct{}  // closed when the last one ended after stop
-	exits     map[string]int // how processes ended that nobody killed
+	ended     chan struct{} // closed when the last one ended after stop
 }
 
 // process is one run of a slot's command. Its outputs are files, so that nothing
@@ -46,6 +45,8 @@ type process struct {
 	orders []*order // fed to it, in order; read it after done
 	killed bool     // by us; guarded by the slot's mutex
 	done   chan struct{}
+
+	dispatched int // how many messages, as its log tells
 }
 
 // ledgerVariable names the file to which a process, or what it starts, appends
@@ -55,7 +56,7 @@ const ledgerVariable = "MVALVE_CHAOS_LEDGER"
 // open starts the slot's first process and keeps one running.
 func (s *slot) open(t *testing.T) {
 	t.Helper()
-	s.orders, s.ended, s.exits = make(chan *order, 40), make(chan struct{}), make(map[string]int)
+	s.orders, s.ended = make(chan *order, 40), make(chan struct{})
 	p, err := s.start()
 	if err != nil {
 		t.Fatal(err)
@@ -72,9 +73,6 @@ func (s *slot) supervise(t *testing.T, p *process) {
 	for {
 		<-p.done
 		s.mu.Lock()
-		if !p.killed {
-			s.exits[fmt.Sprintf("%s: %v", s.name, p.cmd.ProcessState)]++
-		}
 		stopping := s.stopping
 		s.mu.Unlock()
 		if stopping {
