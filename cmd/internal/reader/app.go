@@ -21,7 +21,8 @@ as one JSON line, flushed, then acknowledged:
 
 --exec starts a command per message, with the body on its standard input and facts
 as MVALVE_MESSAGE_ID, _DESTINATION, _LANE, _PRIORITY, _ATTEMPT, _ENQUEUED_AT,
-_DISPATCHED_AT, _EXPIRES_AT and _HEADERS (a JSON list of pairs). The string is split
+_DISPATCHED_AT, _EXPIRES_AT, _BYTES (the length of the body: a command that finds less
+has lost its reader) and _HEADERS (a JSON list of pairs). The string is split
 at blanks; quotes and backslashes work, nothing else of a shell does. Exit code 0
 acknowledges, 75 retries later, 65 is a dead letter, any other retries later.
 

@@ -80,6 +80,9 @@ func (x *executor) facts(d *valve.Delivery) []string {
 		"MVALVE_MESSAGE_ENQUEUED_AT=" + jsonline.FormatTime(m.EnqueuedAt),
 		"MVALVE_MESSAGE_DISPATCHED_AT=" + jsonline.FormatTime(d.DispatchedAt),
 		"MVALVE_MESSAGE_EXPIRES_AT=" + jsonline.FormatTime(m.ExpiresAt),
+		// The end of its standard input tells a command nothing: it comes early
+		// when the reader is killed.
+		"MVALVE_MESSAGE_BYTES=" + strconv.Itoa(len(m.Body)),
 	}
 	pairs := jsonline.Pairs(m.Headers)
 	headers, err := json.Marshal(pairs)
