@@ -181,7 +181,7 @@ func asLine(o *order) string {
 // execScript is what `mvalve-reader --exec` starts: it notes the delivery with one
 // write and refuses one in ten the first time.
 const execScript = `read -r body
-[ -n "$body" ] || exit 75 # the reader was killed before it had passed the body on
+[ ${#body} = "$MVALVE_MESSAGE_BYTES" ] || exit 75 # the reader was killed before it had passed the body on
 code=0
 case "$MVALVE_MESSAGE_ATTEMPT ${body%% *}" in "1 "*3) code=75 ;; esac
 printf '%s %s %s %s\n' "$MVALVE_MESSAGE_ID" "$MVALVE_MESSAGE_DISPATCHED_AT" "$code" "${body%% *}" >>"$MVALVE_CHAOS_LEDGER"
