@@ -10,7 +10,7 @@ import (
 
 // guard is how much later than another one a request may arrive without harm.
 // Three reader processes and the receiver start on a machine that may be busy.
-const guard = 150 * time.Millisecond
+const guard = 250 * time.Millisecond
 
 // The shape of the load, as shares of the time in which messages flow.
 const (
