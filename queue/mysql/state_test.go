@@ -165,3 +165,29 @@ func TestStateSurvivesCutConnections(t *testing.T) {
 func TestState(t *testing.T) {
 	statetest.Run(t, func(t *testing.T) state.Store { return open(t).State() })
 }
+
+// TestDamagedStateIsNotAbsent: a value that has lost all its bytes is not taken
+// for one that never was: that would open a window.
+func TestDamagedStateIsNotAbsent(t *testing.T) {
+	s := open(t)
+	st := s.State()
+	if errs := st.Update(t.Context(), time.Now(), []string{"k"}, ttls(1), plusOne); errs != nil {
+		t.Fatal(errs)
+	}
+	if _, err := s.db.ExecContext(t.Context(), "UPDATE q_state SET value = ''"); err != nil {
+		t.Fatal(err)
+	}
+	entries, errs := st.Get(t.Context(), []string{"k"})
+	if errs != nil || entries[0].Data == nil {
+		t.Errorf("Get: %+v, %v", entries, errs)
+	}
+	errs = st.Update(t.Context(), time.Now(), []string{"k"}, ttls(1), func(_ int, old state.Entry) []byte {
+		if old.Data == nil {
+			t.Error("Update sees no value")
+		}
+		return nil
+	})
+	if errs != nil {
+		t.Error(errs)
+	}
+}
