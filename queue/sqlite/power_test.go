@@ -26,7 +26,7 @@ func TestPowerCut(t *testing.T) {
 	chains, generations, cuts := 10, 3, 10
 	switch {
 	case os.Getenv("MVALVE_PROOF") == "long":
-		chains, cuts = 150, 60
+		chains, cuts = 100, 20
 	case raceDetector:
 		chains, generations = 2, 2
 	}
