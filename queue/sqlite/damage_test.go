@@ -29,7 +29,7 @@ func TestDamagedFile(t *testing.T) {
 	rounds := 100
 	switch {
 	case os.Getenv("MVALVE_PROOF") == "long":
-		rounds = 20_000
+		rounds = 2_000
 	case raceDetector:
 		rounds = 8
 	}
