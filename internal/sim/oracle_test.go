@@ -89,6 +89,9 @@ type oracle struct {
 	found   []violation
 	trouble []time.Duration // of faults
 	jump    bool            // the clock stepped far: who is behind waits
+	back    bool            // it stepped back
+	wiped   bool            // the cache forgot
+	ruled   bool            // limits changed
 	dests   []string
 	sent    map[string][]int64 // stamps so far
 }
@@ -104,6 +107,9 @@ func judge(p *plan, h []event, overtime bool) []violation {
 	}
 	for _, f := range p.faults {
 		o.jump = o.jump || f.kind == fStep && f.dur.Abs() > 100*time.Millisecond
+		o.back = o.back || f.kind == fStep && f.dur < 0
+		o.wiped = o.wiped || f.kind == fWipe
+		o.ruled = o.ruled || f.kind == fLimit
 	}
 	next := time.Duration(0)
 	for i := range h {
@@ -247,11 +253,11 @@ func (o *oracle) settled(e *event, m *letter) {
 	}
 	m.late = e.text == lateText
 	m.holder, m.until, m.freeSince = 0, 0, e.at
-	o.back(m)
+	o.returned(m)
 }
 
-// back notes that no consumer has m any more.
-func (o *oracle) back(m *letter) {
+// returned notes that no consumer has m any more.
+func (o *oracle) returned(m *letter) {
 	if m.out {
 		m.out = false
 		o.side(m.outProc).out--
@@ -261,6 +267,7 @@ func (o *oracle) back(m *letter) {
 // killed: a message is given up only for a reason.
 func (o *oracle) killed(e *event, m *letter) {
 	switch e.text {
+	case lateText: // its reason is not in the history
 	case "nobody's: expired":
 		if m.plan.expires == 0 {
 			o.blame(ruleLoss, e.at, "m%d is given up as expired and never expires", e.msg)
@@ -298,7 +305,7 @@ func (o *oracle) dispatched(e *event, m *letter) {
 		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(m.ready))
 	}
 	o.inTime(e, m, s)
-	o.back(m)
+	o.returned(m)
 	m.out, m.outProc, m.outUntil = true, e.proc, m.until
 	m.delivered++
 	s.out++
@@ -314,10 +321,26 @@ func (o *oracle) inTime(e *event, m *letter, s *side) {
 		if h.dest != e.dest || h.version > s.holds && !s.told[h.version] || h.until <= e.stamp {
 			continue
 		}
-		if h.text == "throttled by the destination" {
+		if h.text == throttledText && !o.passes(e, m, h) {
 			o.blame(ruleEarly, e.at, "m%d is delivered by p%d, which knows that %s is held until %s", e.msg, e.proc, e.dest, shortTime(h.until))
 		}
 	}
+}
+
+const throttledText = "throttled by the destination"
+
+// passes: a destination has one hold. An emergency passes one that an emergency
+// set later, and a series its own, whatever was merged into it.
+func (o *oracle) passes(e *event, m *letter, h event) bool {
+	if m.rank() > 0 && m.plan.hold == 0 {
+		return false
+	}
+	for _, x := range o.held {
+		if x.dest == h.dest && x.text != throttledText && x.until > h.clock {
+			return true
+		}
+	}
+	return false
 }
 
 // ruleAt returns what the rules of a version say of a destination: an exact rule

@@ -1,9 +1,16 @@
 package sim
 
 import (
-	"math/rand/v2"
+	"bufio"
+	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
@@ -29,38 +36,162 @@ func setting(name string, def int) int {
 	return def
 }
 
+// figures are what was covered.
+type figures struct {
+	Seeds, Calm, Faults, Dispatches, Calls, Failed int
+	Virtual                                        time.Duration
+	Kinds                                          map[string]int
+}
+
+func (f *figures) add(g figures) {
+	f.Seeds, f.Calm, f.Faults, f.Dispatches = f.Seeds+g.Seeds, f.Calm+g.Calm, f.Faults+g.Faults, f.Dispatches+g.Dispatches
+	f.Calls, f.Failed, f.Virtual = f.Calls+g.Calls, f.Failed+g.Failed, f.Virtual+g.Virtual
+	if f.Kinds == nil {
+		f.Kinds = make(map[string]int)
+	}
+	for k, n := range g.Kinds {
+		f.Kinds[k] += n
+	}
+}
+
+func (f *figures) count(w *world) {
+	f.Seeds++
+	if w.plan.calm {
+		f.Calm++
+	}
+	if f.Kinds == nil {
+		f.Kinds = make(map[string]int)
+	}
+	for k, n := range w.fired {
+		f.Kinds[faultNames[k]] += n
+		f.Faults += n
+	}
+	f.Kinds["lease left to run out"] += w.hung
+	f.Faults += w.hung
+	f.Calls += w.calls
+	f.Virtual += w.history[len(w.history)-1].at
+	for i := range w.history {
+		if w.history[i].kind == kDispatch {
+			f.Dispatches++
+		}
+	}
+}
+
+func (f *figures) String() string {
+	return fmt.Sprintf("%d seeds (%d without faults), %v of virtual time, %d faults (%.1f per seed with faults), %d dispatches checked, %d calls of stores",
+		f.Seeds, f.Calm, f.Virtual.Round(time.Second), f.Faults, float64(f.Faults)/float64(max(1, f.Seeds-f.Calm)), f.Dispatches, f.Calls)
+}
+
+// TestSim runs MVALVE_SIM_SEEDS seeds beginning with MVALVE_SEED. With
+// MVALVE_SEED alone it runs that one and prints its history; with
+// MVALVE_SIM_JOBS it shares the seeds between so many processes.
 func TestSim(t *testing.T) {
-	n := setting("MVALVE_SIM_SEEDS", 200)
-	first := setting("MVALVE_SEED", 0)
-	var virtual time.Duration
-	faults, dispatched, calls, events := 0, 0, 0, 0
+	first, one := setting("MVALVE_SEED", 0), os.Getenv("MVALVE_SEED") != "" && os.Getenv("MVALVE_SIM_SEEDS") == ""
+	n := setting("MVALVE_SIM_SEEDS", defaultSeeds)
+	if one {
+		n = 1
+	}
+	var total figures
 	begin := time.Now()
-	for i := range n {
-		seed := uint64(first + i)
-		t.Run(strconv.Itoa(first+i), func(t *testing.T) {
-			w := simulate(t, newPlan(seed), defects{})
-			virtual += w.history[len(w.history)-1].at
-			for _, n := range w.fired {
-				faults += n
+	if jobs := setting("MVALVE_SIM_JOBS", 1); jobs > 1 && n >= 10*jobs {
+		total = share(t, first, n, jobs)
+	} else {
+		total = runSeeds(t, first, n, one)
+	}
+	if os.Getenv("MVALVE_SIM_CHILD") != "" {
+		out, _ := json.Marshal(total)
+		fmt.Printf("\nsim-figures %s\n", out)
+		return
+	}
+	fmt.Printf("%v; took %v\nfaults: %v\n", &total, time.Since(begin).Round(time.Millisecond), total.Kinds)
+}
+
+// runSeeds runs n seeds in this process.
+func runSeeds(t *testing.T, first, n int, verbose bool) (total figures) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // between seeds only: it would change the order of things
+	child := os.Getenv("MVALVE_SIM_CHILD") != ""
+	digests := os.Getenv("MVALVE_SIM_DETAIL") == "digest"
+	for seed := first; seed < first+n; seed++ {
+		if child {
+			fmt.Printf("\nsim-seed %d\n", seed)
+		}
+		t.Run("seed", func(t *testing.T) {
+			w := simulate(t, newPlan(uint64(seed)), defects{})
+			total.count(w)
+			if digests {
+				fmt.Printf("digest %d %x\n", seed, digest(w.history))
 			}
-			faults += w.hung
-			calls += w.calls
-			events += len(w.history)
-			for _, e := range w.history {
-				if e.kind == kDispatch {
-					dispatched++
-				}
-			}
-			if n == 1 {
+			if verbose {
 				for _, e := range w.history {
 					t.Log(e)
 				}
 			}
-			for _, v := range judge(w.plan, w.history, w.overtime) {
-				t.Errorf("seed %d (calm %v): %v", seed, w.plan.calm, v)
+			if found := judge(w.plan, w.history, w.overtime); len(found) > 0 {
+				total.Failed++
+				report(t, w.plan, w, found)
+			}
+		})
+		if seed%20 == 0 {
+			runtime.GC()
+		}
+		if total.Failed >= 10 {
+			t.Errorf("stopped after %d failures", total.Failed)
+			return total
+		}
+	}
+	return total
+}
+
+// share lets several processes run a share of the seeds each.
+func share(t *testing.T, first, n, jobs int) (total figures) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	done, begin := 0, time.Now()
+	for i := range jobs {
+		from, to := first+n*i/jobs, first+n*(i+1)/jobs
+		wg.Go(func() {
+			last := from
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestSim$", "-test.timeout=24h")
+			cmd.Env = append(os.Environ(), "MVALVE_SIM_CHILD=1", "MVALVE_SIM_JOBS=1", fmt.Sprint("MVALVE_SEED=", from), fmt.Sprint("MVALVE_SIM_SEEDS=", to-from))
+			cmd.Stderr = os.Stderr
+			out, err := cmd.StdoutPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			hangs := time.AfterFunc(5*time.Minute, func() { _ = cmd.Process.Kill() })
+			lines := bufio.NewScanner(out)
+			lines.Buffer(nil, 1<<24)
+			for lines.Scan() {
+				text := lines.Text()
+				mu.Lock()
+				if s, ok := strings.CutPrefix(text, "sim-seed "); ok {
+					last, _ = strconv.Atoi(s)
+					hangs.Reset(5 * time.Minute)
+					if done++; done%5000 == 0 {
+						fmt.Printf("%d of %d seeds, %v\n", done, n, time.Since(begin).Round(time.Second))
+					}
+				} else if s, ok := strings.CutPrefix(text, "sim-figures "); ok {
+					var f figures
+					if err := json.Unmarshal([]byte(s), &f); err != nil {
+						t.Error(err)
+					}
+					total.add(f)
+				} else if text != "" && text != "PASS" {
+					fmt.Println(text)
+				}
+				mu.Unlock()
+			}
+			hangs.Stop()
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("seeds %d to %d: %v; the last one begun is %d: MVALVE_SEED=%d", from, to-1, err, last, last)
 			}
 		})
 	}
-	t.Logf("%d seeds, %v virtual, %d faults, %d dispatches, %d calls, %d events, %v", n, virtual, faults, dispatched, calls, events, time.Since(begin))
-	_ = rand.Int
+	wg.Wait()
+	return total
 }

@@ -233,7 +233,7 @@ func (w *world) fault(f fault) {
 		if w.plan.lone {
 			return // the database does not forget
 		}
-		w.fast.Wipe(w.now())
+		w.fast.Wipe(w.lastUse())
 	case fStep:
 		w.offset += f.dur
 	case fSkew:
@@ -247,6 +247,24 @@ func (w *world) fault(f fault) {
 	}
 	w.fired[f.kind]++
 	w.note(event{kind: kFault, text: f.String()})
+}
+
+// lastUse returns the time until which the cache may have been used, as its
+// driver is told: now, or the last sign of life of a reader whose clock is ahead
+// because the back end's went back. The mutex is held.
+func (w *world) lastUse() time.Time {
+	now := w.now()
+	readers, err := w.db.Announce(context.Background(), now, now.Add(-time.Hour), queue.Presence{})
+	if err != nil {
+		panic(err)
+	}
+	last := now
+	for _, r := range readers {
+		if r.SeenAt.After(now) {
+			last = later(last, r.SeenAt.Add(10*time.Second))
+		}
+	}
+	return last
 }
 
 func later(a, b time.Time) time.Time {
