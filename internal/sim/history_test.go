@@ -24,6 +24,7 @@ const (
 	kSettled               // truth: a settle took effect (verb)
 	kLost                  // truth: a settle found its lease gone
 	kDispatch              // Next returned the message, at stamp
+	kEnds                  // a consumer is about to end the delivery by verb
 	kConfirmed             // ending the delivery returned without an error (verb)
 	kEndFailed             // it returned an error
 	kWaits                 // a consumer calls Next
@@ -39,7 +40,7 @@ const (
 )
 
 var kindNames = [...]string{"start", "crash", "stop", "asked", "committed", "inserted", "refused", "leased", "settled",
-	"lost", "dispatch", "confirmed", "end failed", "waits", "served", "rule", "rules seen", "hold", "holds seen", "hold told", "fault", "quiet", "end"}
+	"lost", "dispatch", "ends", "confirmed", "end failed", "waits", "served", "rule", "rules seen", "hold", "holds seen", "hold told", "fault", "quiet", "end"}
 
 // event is one line of a history. Which fields are set depends on its kind.
 type event struct {

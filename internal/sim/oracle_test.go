@@ -48,6 +48,7 @@ type letter struct {
 	id        string
 	table     queue.Lane
 	ready     int64 // µs; timed only
+	asked     int64 // what its producer asked for
 	leases    int   // ever
 	holder    int   // process
 	until     int64
@@ -60,6 +61,7 @@ type letter struct {
 	ended     queue.Verb // 0: not yet
 	late      bool       // its end was carried out after its caller gave up
 	confirmed bool
+	wants     map[int]queue.Verb // how its consumer in a process ends it
 }
 
 // side is what the oracle knows of a process.
@@ -177,7 +179,9 @@ func (o *oracle) step(e *event) {
 		s.idle[e.who] = e.at
 	case kServed:
 		delete(s.idle, e.who)
-	case kCommitted, kInserted, kLeased, kSettled, kLost, kDispatch, kConfirmed, kEndFailed:
+	case kAsked:
+		o.letters[e.msg].asked = e.stamp
+	case kCommitted, kInserted, kLeased, kSettled, kEnds, kLost, kDispatch, kConfirmed, kEndFailed:
 		o.message(e)
 	}
 }
@@ -210,6 +214,11 @@ func (o *oracle) message(e *event) {
 		o.settled(e, m)
 	case kDispatch:
 		o.dispatched(e, m)
+	case kEnds:
+		if m.wants == nil {
+			m.wants = make(map[int]queue.Verb)
+		}
+		m.wants[e.proc] = e.verb
 	case kConfirmed:
 		if (e.verb == queue.Ack || e.verb == queue.Kill) && m.ended == 0 {
 			o.blame(ruleLoss, e.at, "m%d: %s is confirmed, but not stored", e.msg, verbNames[e.verb])
@@ -243,6 +252,9 @@ func (o *oracle) settled(e *event, m *letter) {
 	case queue.Ack:
 		if m.delivered == 0 {
 			o.blame(ruleLoss, e.at, "m%d is deleted and was never delivered", e.msg)
+		}
+		if m.wants[e.proc] != queue.Ack {
+			o.blame(ruleLoss, e.at, "m%d is deleted by p%d, whose consumer did not ack it", e.msg, e.proc)
 		}
 		m.ended = e.verb
 	case queue.Kill:
@@ -301,8 +313,8 @@ func (o *oracle) dispatched(e *event, m *letter) {
 	case m.out && e.stamp < m.outUntil:
 		o.blame(ruleLease, e.at, "m%d is delivered while p%d has it until %s", e.msg, m.outProc, shortTime(m.outUntil))
 	}
-	if m.table == queue.Timed && e.stamp < m.ready {
-		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(m.ready))
+	if e.stamp < m.asked || m.table == queue.Timed && e.stamp < m.ready {
+		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(max(m.ready, m.asked)))
 	}
 	o.inTime(e, m, s)
 	o.returned(m)

@@ -23,6 +23,8 @@ type plan struct {
 	lone    bool          // fast and durable state are one store
 	cap     int           // ReaderConfig.IndexCap, 0: default
 	bypass  bool          // emergency policy
+	full    string        // the limit of the only destination, which has a backlog all the time
+	fair    bool          // destinations without limits, with a backlog all the time
 
 	rules  []rulePlan // before anything starts
 	procs  []procPlan
@@ -182,6 +184,10 @@ func newPlan(seed uint64) *plan {
 		p.latency = min(p.latency, time.Millisecond)
 		p.lease = 10 * time.Second
 	}
+	if p.calm && d.oneIn(3) {
+		p.drawBacklog(d)
+		return p
+	}
 	dests := p.drawRules(d)
 	p.drawProcs(d, dests)
 	p.drawMessages(d, dests)
@@ -203,6 +209,36 @@ func (p *plan) drawRules(d dice) []string {
 		p.rules = append(p.rules, rulePlan{"*", pickOne(d, limitTexts...)})
 	}
 	return dests
+}
+
+var backlogLimits = []string{
+	"1/200ms", "1/1s", "5/1s", "10/1s", "60/1s", "3/1.5s", "10/100ms", "4/300ms", "20/500ms", "1/300ms strict", "10/1s paced", "5/1s guard=50ms",
+}
+
+// drawBacklog draws a run in which a limit, or all the time of the consumers, is
+// used up from beginning to end.
+func (p *plan) drawBacklog(d dice) {
+	p.latency, p.cap, p.bypass = 200*time.Microsecond, 0, false
+	dests, each, readers := 3, 60, 1
+	f := fate{work: 3 * time.Millisecond}
+	p.rules = []rulePlan{{"*", "none"}}
+	if p.fair = d.oneIn(3); !p.fair {
+		p.full = pickOne(d, backlogLimits...)
+		l := mustLimit(p.full)
+		windows := max(3, int(3*time.Second/l.Window()))
+		dests, each, readers, f = 1, int(l.Max)*windows, 1+d.IntN(3), fate{}
+		p.load = time.Duration(windows+1) * l.Window()
+		p.rules = []rulePlan{{"d0", p.full}}
+	}
+	for range readers {
+		p.procs = append(p.procs, procPlan{reader: true, consumers: 8})
+	}
+	p.procs = append(p.procs, procPlan{writer: true})
+	for i := range each * dests {
+		p.msgs = append(p.msgs, msgPlan{
+			group: 1, proc: readers, at: 100 * time.Millisecond, dest: fmt.Sprintf("d%d", i/each), lane: queue.Incoming, level: queue.NormalLevel, fates: []fate{f},
+		})
+	}
 }
 
 func (p *plan) drawProcs(d dice, dests []string) {

@@ -280,18 +280,22 @@ func (p *proc) work(d *valve.Delivery, f fate, n int) {
 }
 
 func (p *proc) endIt(d *valve.Delivery, f fate, n int) {
+	verb := map[int]queue.Verb{doNack: queue.Retry, doThrottled: queue.Release, doReject: queue.Kill, doRelease: queue.Release}[f.verb]
+	if verb == 0 {
+		verb = queue.Ack
+	}
+	p.w.tell(event{kind: kEnds, proc: p.id, msg: n, verb: verb})
 	for range 3 {
 		var err error
-		verb := queue.Ack
 		switch f.verb {
 		case doNack:
-			verb, err = queue.Retry, d.Nack(p.ctx, f.delay, "nacked")
+			err = d.Nack(p.ctx, f.delay, "nacked")
 		case doThrottled:
-			verb, err = queue.Release, d.Throttled(p.ctx, f.delay)
+			err = d.Throttled(p.ctx, f.delay)
 		case doReject:
-			verb, err = queue.Kill, d.Reject(p.ctx, "rejected")
+			err = d.Reject(p.ctx, "rejected")
 		case doRelease:
-			verb, err = queue.Release, d.Release(p.ctx)
+			err = d.Release(p.ctx)
 		default:
 			err = d.Ack(p.ctx)
 		}

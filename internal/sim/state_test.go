@@ -121,6 +121,9 @@ func (r *rulesOf) RulesVersion(ctx context.Context) (v int64, err error) {
 func (r *rulesOf) LoadRules(ctx context.Context) (rules []throttle.Rule, v int64, err error) {
 	err = r.call(ctx, mRules, func() (err error) {
 		rules, v, err = r.w.rules.LoadRules(ctx)
+		if r.w.bugs.rules != nil && r.p != nil {
+			rules = r.w.bugs.rules(rules)
+		}
 		return err
 	})
 	if err == nil && r.p != nil {
@@ -199,9 +202,11 @@ func (r *rulesOf) PruneHolds(ctx context.Context, before time.Time) error {
 
 // defects are bugs put in on purpose. The mutex is held when they are called.
 type defects struct {
-	apply func(*world, *queue.Change) *queue.Change
+	apply func(*world, *queue.Change) *queue.Change // what is carried out instead
+	after func(*world, *queue.Change)               // and then
 	lease func(w *world, now, until time.Time) (time.Time, time.Time)
-	state func(*world, state.Entry) state.Entry
-	heads func([]queue.Ref) []queue.Ref
-	blind bool // scans and heads find nothing
+	refs  func(*world, []queue.Ref) []queue.Ref // what scans and heads show instead
+	state func(*world, state.Entry) state.Entry // what is in the state store instead
+	rules func([]throttle.Rule) []throttle.Rule // what is read instead
+	blind bool                                  // scans and heads find nothing
 }

@@ -178,6 +178,9 @@ func (w *world) apply(p *proc, now time.Time, c *queue.Change) (queue.Outcome, e
 	if err != nil {
 		return out, err
 	}
+	if w.bugs.after != nil {
+		w.bugs.after(w, c)
+	}
 	undone := c.Strict && len(out.Lost) > 0
 	if again || undone {
 		return out, nil
@@ -260,6 +263,9 @@ func (q *queueOf) Scan(ctx context.Context, now time.Time, table queue.Lane, aft
 			return nil
 		}
 		refs, next, err = q.p.w.db.Scan(context.Background(), now, table, after, upTo, n)
+		if q.p.w.bugs.refs != nil {
+			refs = q.p.w.bugs.refs(q.p.w, refs)
+		}
 		return err
 	})
 	if err != nil {
@@ -275,8 +281,8 @@ func (q *queueOf) Heads(ctx context.Context, now time.Time, query queue.HeadQuer
 			return nil
 		}
 		refs, more, err = q.p.w.db.Heads(context.Background(), now, query)
-		if q.p.w.bugs.heads != nil {
-			refs = q.p.w.bugs.heads(refs)
+		if q.p.w.bugs.refs != nil && query.Destination != "" {
+			refs = q.p.w.bugs.refs(q.p.w, refs)
 		}
 		return err
 	})

@@ -164,7 +164,7 @@ func (w *world) insert(i, j int) {
 		if m.expires > 0 {
 			msg.ExpiresAt = p.writer.Now().Add(m.expires).Truncate(time.Microsecond)
 		}
-		w.tell(event{kind: kAsked, proc: p.id, msg: n + 1, dest: m.dest})
+		w.tell(event{kind: kAsked, proc: p.id, msg: n + 1, dest: m.dest, stamp: queue.Micros(msg.ReadyAt)})
 		msgs = append(msgs, msg)
 	}
 	err := p.writer.Insert(p.ctx, msgs...)
