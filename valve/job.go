@@ -147,7 +147,10 @@ func (r *Reader) takePermits(ctx context.Context, j *job) {
 // back. The mutex is held.
 func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 	d := it.d
-	d.notBefore, d.why = g.NotBefore, "limit"
+	d.notBefore, d.why = g.NotBefore, whyLimit
+	if it.charge {
+		d.why = "limiter busy" // it is not asked whether, only told
+	}
 	if d.notBefore.After(now) && !r.mine(d.name) {
 		// All readers are told the same moment. Who asks first gets all that is
 		// free then; the others ask in time if that one does not.

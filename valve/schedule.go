@@ -139,7 +139,10 @@ func (r *Reader) added(d *destination, now time.Time) {
 	}
 }
 
-const whyHold = "hold"
+const (
+	whyHold  = "hold"
+	whyLimit = "limit"
+)
 
 var never = time.Unix(1<<40, 0)
 
@@ -170,7 +173,7 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && (!urgent || h.Reason != holdEmergency) && !(len(d.held) > 0 && d.held[0].set(h)) {
 		at, why = h.Until, whyHold
 	}
-	if d.notBefore.After(at) && (!urgent || r.cfg.Emergency != Bypass) {
+	if d.notBefore.After(at) && !(urgent && r.cfg.Emergency == Bypass && d.why == whyLimit) {
 		at, why = d.notBefore, d.why
 	}
 	if d.rule.Limit.Max == 0 && !r.mine(d.name) {

@@ -669,6 +669,32 @@ func TestPreparedMessagesObeyHolds(t *testing.T) {
 	})
 }
 
+// An emergency that bypasses the limit is charged all the same: while the limiter's
+// store does not answer it waits, and does not ask without pause.
+func TestBypassWithoutLimiter(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		asked, down := 0, true
+		p.state.Fault = func(string, bool) (bool, error) {
+			if asked++; down {
+				return false, state.ErrUnavailable
+			}
+			return true, nil
+		}
+		p.limit("d", "1/1s")
+		r := p.reader(func(c *valve.ReaderConfig) { c.Emergency = valve.Bypass })
+		defer p.close(r)
+		alarm := text("d", "alarm")
+		alarm.Lane = queue.Emergency
+		p.insert(alarm)
+		time.AfterFunc(time.Second, func() { down = false })
+		start := time.Now()
+		p.ack(p.next(r))
+		if took := time.Since(start); asked > 10 || took > 1500*time.Millisecond {
+			t.Errorf("came after %v and %d tries", took, asked)
+		}
+	})
+}
+
 // failingHolds is a rule store that fails to tell the holds while fail is set.
 type failingHolds struct {
 	throttle.RuleStore
