@@ -167,7 +167,9 @@ func (m *Memory) settle(now time.Time, s *Settle) bool {
 	t := m.tables[s.Ref.Table]
 	r := t.get(Cursor{s.Ref.ReadyAt, s.Ref.ID})
 	if s.Verb == Extend {
-		r.msg.LeaseUntil = Time(Micros(s.At))
+		if at := Time(Micros(s.At)); at.After(r.msg.LeaseUntil) {
+			r.msg.LeaseUntil = at
+		}
 		return true
 	}
 	if s.Verb != Release {

@@ -63,7 +63,7 @@ const (
 	Ack     Verb = iota + 1 // delete the row
 	Retry                   // to q_timed, due at Settle.At; attempts kept
 	Release                 // back in place, lease ended, attempts minus one
-	Extend                  // lease until Settle.At
+	Extend                  // lease until Settle.At, never shorter than it is
 	Kill                    // to q_dead with Settle.Reason
 )
 

@@ -128,7 +128,7 @@ func endError(err error, lost bool) error {
 func (r *Reader) ended(x *ending, lost bool, err error, now time.Time) {
 	e, d := x.entry, x.entry.dest
 	if x.settle.Verb == queue.Extend {
-		if err == nil && !lost {
+		if err == nil && !lost && x.settle.At.After(e.leaseUntil) {
 			e.leaseUntil = x.settle.At
 		}
 		return

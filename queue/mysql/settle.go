@@ -109,7 +109,7 @@ func (w *settler) apply(g sqlstore.Group, part []int) error {
 		return w.change(g, part,
 			" SET lease_until = 0, lease_token = '', attempts = IF(attempts > 0, attempts - 1, 0)")
 	case queue.Extend:
-		return w.change(g, part, " SET lease_until = ?", g.At)
+		return w.change(g, part, " SET lease_until = GREATEST(lease_until, ?)", g.At)
 	case queue.Retry:
 		if g.Table == queue.Timed {
 			return w.postpone(g, part)

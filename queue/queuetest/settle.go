@@ -132,6 +132,10 @@ func extend(f *fixture) {
 	if !f.settle(queue.Settle{Ref: ref, Verb: queue.Extend, Token: token, At: f.now.Add(time.Minute)}) {
 		f.Fatal("extend lost")
 	}
+	// One that was held up must not shorten what was leased or extended since.
+	if !f.settle(queue.Settle{Ref: ref, Verb: queue.Extend, Token: token, At: f.now.Add(time.Second)}) {
+		f.Fatal("extend lost")
+	}
 	f.pass(time.Minute - time.Microsecond)
 	if won := f.leaseFor(time.Second, f.id(), ref); len(won) != 0 {
 		f.Fatal("an extended lease was taken")

@@ -268,7 +268,7 @@ func buildText(o op, table queue.Lane, n int) string {
 	case opRelease:
 		return "UPDATE " + name + " SET " + end + ", attempts = max(attempts - 1, 0)" + where
 	case opExtend:
-		return "UPDATE " + name + " SET lease_until = ?" + where
+		return "UPDATE " + name + " SET lease_until = max(lease_until, ?)" + where
 	case opRetry:
 		return "INSERT OR REPLACE INTO q_timed (" + sqlstore.Columns + ") SELECT " +
 			strings.Replace(copied, "ready_at", "?", 1) + " FROM " + name + where

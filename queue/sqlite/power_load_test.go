@@ -258,7 +258,7 @@ func (w *worker) change(n int, settle []string) {
 		case queue.Release:
 			after.attempts--
 		case queue.Extend:
-			s.At, after.token, after.leaseUntil = at, old.token, queue.Micros(at)
+			s.At, after.token, after.leaseUntil = at, old.token, max(old.leaseUntil, queue.Micros(at))
 		case queue.Kill:
 			s.Reason, after.table, after.reason = "cut "+w.name, queue.Dead, "cut "+w.name
 		}
