@@ -71,8 +71,8 @@ func (r *Reader) handOut(e *entry, now time.Time) (*Delivery, error) {
 // destination was paused or held, or it was superseded. The mutex is held.
 func (r *Reader) blocked(e *entry, now time.Time) bool {
 	r.refresh(e.dest)
-	if e.dest.rule.Paused {
-		return true
+	if e.dest.rule.Paused || !e.limited && e.dest.rule.Limit.Max > 0 {
+		return true // the second: a limit came while it lay ready without a permit
 	}
 	h, ok := r.rules.Hold(e.dest.name)
 	if !ok || rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h) {

@@ -614,6 +614,7 @@ func TestEmergencyHoldsAndDrops(t *testing.T) {
 				if took := time.Since(start); took < 20*time.Second || took > 21*time.Second {
 					t.Errorf("held for %v; want 20s", took)
 				}
+				pass(time.Millisecond) // what is superseded ends in a commit of its own
 				if n := p.left(queue.Dead); drop && n != 1 || !drop && n != 0 {
 					t.Errorf("%d dead letters with drop=%v", n, drop)
 				}
@@ -691,6 +692,36 @@ func TestBypassWithoutLimiter(t *testing.T) {
 		p.ack(p.next(r))
 		if took := time.Since(start); asked > 10 || took > 1500*time.Millisecond {
 			t.Errorf("came after %v and %d tries", took, asked)
+		}
+	})
+}
+
+// What lies ready without a permit when its destination gets a limit obeys it.
+func TestPreparedMessagesObeyNewLimit(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		for range 20 {
+			p.insert(text("d", "x"))
+		}
+		r := p.reader(nil)
+		defer p.close(r)
+		s, err := r.Subscribe(valve.Filter{}, 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second) // they lie ready
+		p.limit("d", "2/1s")
+		pass(time.Second)
+		var stamps []int64
+		for range 6 {
+			d, err := s.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			stamps = append(stamps, d.DispatchedAt.UnixMicro())
+			p.ack(d)
+		}
+		if c := checker.Check("d", stamps, checker.Limit{Max: 2, Window: time.Second}); c.Above > 0 {
+			t.Errorf("%d of 2 in a window: %v", c.Worst, stamps)
 		}
 	})
 }
