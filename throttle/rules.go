@@ -45,6 +45,7 @@ type Rules struct {
 
 	mu    sync.RWMutex
 	holds map[string]Hold
+	noted map[string]bool // noted since a reload began to read the holds; else nil
 }
 
 // NewRules returns Rules without any rule until Reload. A nil store has none; a
@@ -89,6 +90,9 @@ func (r *Rules) Note(h Hold) {
 		h.SupersededBefore = later(h.SupersededBefore, old.SupersededBefore)
 	}
 	r.holds[h.Destination] = h
+	if r.noted != nil {
+		r.noted[h.Destination] = true
+	}
 }
 
 func later(a, b time.Time) time.Time {
@@ -158,15 +162,22 @@ func (r *Rules) reloadHolds(ctx context.Context, now time.Time) error {
 	if !since.IsZero() {
 		since = since.Add(-holdMargin)
 	}
+	r.mu.Lock()
+	r.noted = make(map[string]bool)
+	r.mu.Unlock()
 	holds, err := r.store.LoadHolds(ctx, now, since)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	noted := r.noted
+	r.noted = nil
 	if err != nil {
 		return err
 	}
 	r.since = now
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	for _, h := range holds {
-		r.holds[h.Destination] = h
+		if !noted[h.Destination] { // else what was read may be older: the next reload reads it again
+			r.holds[h.Destination] = h
+		}
 	}
 	maps.DeleteFunc(r.holds, func(_ string, h Hold) bool {
 		return !h.Until.After(now) && h.SupersededBefore.Before(now.Add(-24*time.Hour))

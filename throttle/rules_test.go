@@ -166,3 +166,39 @@ func TestReloadDoesNotWaitForOneThatHangs(t *testing.T) {
 		}
 	})
 }
+
+// slowHolds tells the holds as they were before during was called.
+type slowHolds struct {
+	RuleStore
+	during func()
+}
+
+func (s slowHolds) LoadHolds(ctx context.Context, now, since time.Time) ([]Hold, error) {
+	holds, err := s.RuleStore.LoadHolds(ctx, now, since)
+	s.during()
+	return holds, err
+}
+
+// A hold that is set while holds are read is not undone by what was read before.
+func TestNoteDuringReload(t *testing.T) {
+	ctx, store, now := t.Context(), NewMemoryRules(), time.Unix(1e9, 0)
+	var rules *Rules
+	hold := func(d time.Duration) {
+		t.Helper()
+		h := Hold{Destination: "d", Until: now.Add(d), Reason: "429"}
+		if err := store.PutHold(ctx, now, h); err != nil {
+			t.Fatal(err)
+		}
+		rules.Note(h)
+	}
+	rules = NewRules(slowHolds{store, func() { hold(time.Hour) }}, nil)
+	hold(time.Second)
+	for range 2 {
+		if err := rules.Reload(ctx, now); err != nil {
+			t.Fatal(err)
+		}
+		if h, ok := rules.Hold("d"); !ok || !h.Until.Equal(now.Add(time.Hour)) {
+			t.Errorf("hold %+v, %v; want one hour", h, ok)
+		}
+	}
+}
