@@ -24,10 +24,11 @@ var lanes = [...]queue.Lane{queue.Emergency, queue.Timed, queue.Incoming}
 
 // tail follows the end of the lanes.
 type tail struct {
-	cursor [queue.Incoming + 1]queue.Cursor
-	reread time.Time // when the last ids were read again
-	found  time.Time // when a scan last found something
-	dirty  int64
+	cursor  [queue.Incoming + 1]queue.Cursor
+	scanned [queue.Incoming + 1]time.Time // when the lane was scanned last
+	reread  time.Time                     // when the last ids were read again
+	found   time.Time                     // when a scan last found something
+	dirty   int64
 
 	// Of a store that tells what others commit, as seen before the last scan
 	// and before the last ids were read again.
@@ -48,7 +49,7 @@ func (t *tail) rest(now time.Time) {
 	back := now.Add(-rereadSpan)
 	*t = tail{dirty: -1, foreign: -1, foreignRead: -1}
 	for _, lane := range lanes {
-		t.cursor[lane] = queue.Cursor{ID: queue.MinID(back)}
+		t.cursor[lane], t.scanned[lane] = queue.Cursor{ID: queue.MinID(back)}, now
 	}
 	t.cursor[queue.Timed] = queue.Cursor{ReadyAt: back.UnixMicro()}
 }
@@ -164,7 +165,7 @@ func (r *Reader) dirty(ctx context.Context, t *tail, ring bool) bool {
 // committed late. It reports whether it found a message that was not known.
 func (r *Reader) scanLane(ctx context.Context, t *tail, lane queue.Lane, now time.Time, again bool) (bool, error) {
 	cur := &t.cursor[lane]
-	r.clampCursor(cur, lane, now)
+	clampCursor(cur, lane, t.scanned[lane])
 	from := *cur
 	found := false
 	switch back := now.Add(-rereadSpan); {
@@ -182,6 +183,9 @@ func (r *Reader) scanLane(ctx context.Context, t *tail, lane queue.Lane, now tim
 		}
 	}
 	n, more, err := r.scanTo(ctx, lane, now, from, cur, queue.ID{})
+	if err == nil {
+		t.scanned[lane] = now
+	}
 	if again && lane != queue.Timed && !t.crowded[lane] && n > crowd {
 		t.crowded[lane] = true
 		for i, age := range rereadAges {
@@ -245,9 +249,9 @@ func after(a, b queue.Cursor) bool {
 	return a.ID.Compare(b.ID) > 0
 }
 
-// clampCursor keeps the cursor from passing the back end's now: what is inserted
-// later must come behind it.
-func (r *Reader) clampCursor(cur *queue.Cursor, lane queue.Lane, now time.Time) {
+// clampCursor keeps the cursor from passing the time of the last scan: what is
+// inserted later must come behind it.
+func clampCursor(cur *queue.Cursor, lane queue.Lane, now time.Time) {
 	if lane == queue.Timed {
 		if cur.ReadyAt > now.UnixMicro() {
 			*cur = queue.Cursor{ReadyAt: now.UnixMicro()}

@@ -726,6 +726,32 @@ func TestPreparedMessagesObeyNewLimit(t *testing.T) {
 	})
 }
 
+// A message of another process that is due before the next poll is found by it, even
+// if the reader has seen later ones.
+func TestDueBeforeTheNextPoll(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(func(c *valve.ReaderConfig) { c.Writer = nil })
+		defer p.close(r)
+		timed := func(body string, delay time.Duration) {
+			m := text("d", body)
+			m.ReadyAt = p.w.Now().Add(delay)
+			p.insert(m)
+		}
+		for range 10 {
+			timed("later", 1900*time.Millisecond)
+			pass(1217 * time.Millisecond) // seen, and nothing came for a while
+			start := time.Now()
+			timed("soon", 3*time.Millisecond)
+			d := p.next(r)
+			if took := time.Since(start); string(d.Message.Body) != "soon" || took > 60*time.Millisecond {
+				t.Errorf("%q came after %v", d.Message.Body, took)
+			}
+			p.ack(d)
+			p.bodies(r, 1)
+		}
+	})
+}
+
 // failingHolds is a rule store that fails to tell the holds while fail is set.
 type failingHolds struct {
 	throttle.RuleStore
