@@ -79,7 +79,7 @@ func TestOracleNotices(t *testing.T) {
 				}
 				runs++
 				w := simulate(t, p, tc.bugs())
-				for _, v := range judge(p, w.history, w.overtime) {
+				for _, v := range judge(w) {
 					seen[v.rule]++
 					if v.rule == tc.rule {
 						t.Logf("seed %d, the %dth run: %v", seed, runs, v)

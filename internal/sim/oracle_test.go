@@ -36,6 +36,7 @@ const (
 	ruleUse     = "use"     // less than the promised share of a limit is used
 	ruleFair    = "fair"    // a destination gets less than its share
 	ruleStuck   = "stuck"   // not drained
+	ruleBusy    = "busy"    // calls of the stores without end
 	ruleFailure = "failure" // an error nobody injected
 )
 
@@ -99,7 +100,8 @@ type oracle struct {
 }
 
 // judge returns what is wrong with a history, at most one violation per rule.
-func judge(p *plan, h []event, overtime bool) []violation {
+func judge(w *world) []violation {
+	p, h, overtime := w.plan, w.history, w.overtime
 	o := &oracle{plan: p, h: h, letters: make([]letter, len(p.msgs)+1), sent: make(map[string][]int64)}
 	for i := range p.msgs {
 		o.letters[i+1] = letter{n: i + 1, plan: &p.msgs[i]}
@@ -120,7 +122,9 @@ func judge(p *plan, h []event, overtime bool) []violation {
 		}
 		o.step(&h[i])
 	}
-	if overtime {
+	if w.calls > mostCalls {
+		o.blame(ruleBusy, h[len(h)-1].at, "%d calls of the stores", w.calls)
+	} else if overtime {
 		o.blame(ruleStuck, h[len(h)-1].at, "messages are left after two minutes without faults or limits")
 	} else {
 		o.atTheEnd()
@@ -301,7 +305,7 @@ func (o *oracle) dispatched(e *event, m *letter) {
 	switch {
 	case !m.committed:
 		o.blame(ruleLoss, e.at, "m%d is delivered and was never committed", e.msg)
-	case m.ended != 0 && (!m.late || m.confirmed):
+	case m.ended != 0 && (!m.late || m.confirmed) && !o.jump:
 		o.blame(ruleAgain, e.at, "m%d is delivered after its %s was committed", e.msg, verbNames[m.ended])
 	case m.plan.dest != e.dest:
 		o.blame(ruleLoss, e.at, "m%d for %s came as one for %s", e.msg, m.plan.dest, e.dest)

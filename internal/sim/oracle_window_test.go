@@ -24,7 +24,9 @@ const ruleAge = 400 * time.Millisecond
 // After the back end's clock went back, a loss of the cache and a limit that moves
 // between the stores may shorten one window: docs/proof.md, Known limits.
 func (o *oracle) windows() {
-	if o.back && (o.wiped || o.ruled) {
+	// What a new limit must assume of a past that is forgotten is what the old one
+	// allowed; emergencies that bypass it are not in that.
+	if o.back && (o.wiped || o.ruled) || o.plan.bypass && o.ruled {
 		return
 	}
 	for _, dest := range o.dests {

@@ -47,7 +47,7 @@ func shrink(t *testing.T, p *plan, w *world, found []violation, bugs defects) (*
 			return false
 		}
 		x := simulate(t, q, bugs)
-		for _, v := range judge(q, x.history, x.overtime) {
+		for _, v := range judge(x) {
 			if v.rule == rule {
 				p, w, found = q, x, []violation{v}
 				return true

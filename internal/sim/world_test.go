@@ -343,7 +343,7 @@ func (w *world) drain() {
 		switch since := time.Since(begin); {
 		case n == 0:
 			return
-		case since > w.patience():
+		case since > w.patience() || w.busy():
 			w.overtime = true
 			return
 		case since > limitedQuiet && !lifted:
@@ -354,6 +354,16 @@ func (w *world) drain() {
 		}
 		pass(50 * time.Millisecond)
 	}
+}
+
+// mostCalls is far more than any run needs: one that gets there asks in vain, over
+// and over.
+const mostCalls = 100_000
+
+func (w *world) busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls > mostCalls
 }
 
 // patience is how long a run may take to drain. After the back end's clock went
