@@ -70,7 +70,7 @@ func ParseState(text string) (Ruling, error) {
 			if err != nil {
 				host, port = strings.Trim(server, "[]"), "11211"
 			}
-			if host == "" || port == "" {
+			if !isHost(host) || strings.Trim(port, "0123456789") != "" || port == "" {
 				return Ruling{}, Usagef("--state: server %q is not host:port; %s", server, form)
 			}
 			r.Servers = append(r.Servers, net.JoinHostPort(host, port))
@@ -79,6 +79,18 @@ func ParseState(text string) (Ruling, error) {
 	}
 	scheme, _, _ := strings.Cut(text, ":")
 	return Ruling{}, Usagef("--state: unknown scheme %.40q; %s", scheme, form)
+}
+
+// isHost reports whether s can be a host: an IP address or a name. Anything else,
+// such as a stray bracket, would be read as another server once it is stored.
+func isHost(s string) bool {
+	if net.ParseIP(s) != nil {
+		return true
+	}
+	odd := func(c rune) bool {
+		return !(c == '.' || c == '-' || c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z')
+	}
+	return s != "" && !strings.ContainsFunc(s, odd)
 }
 
 // readRuling returns what q_meta says and its stored form, "" if nothing yet.
