@@ -12,7 +12,7 @@ PKG ?= ./...
 TESTFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help go build demo test proof chaos servers bench fuzz defects lint fmt clean
+.PHONY: help go build demo test proof chaos sim servers bench fuzz defects lint fmt clean
 
 help: ## show this list
 	@echo "mvalve: make TARGET"
@@ -33,6 +33,9 @@ test: go ## all tests with -race, on real MariaDB and memcached (fetched if miss
 
 proof: servers ## long runs against real processes: limits, kill -9, lost caches
 	MVALVE_PROOF=long go test -count=1 -timeout 60m -v ./internal/proof
+
+sim: go ## simulate SEEDS (2000) seeds with faults in virtual time; SEED is the first, JOBS processes share them
+	@SEEDS='$(SEEDS)' SEED='$(SEED)' JOBS='$(JOBS)' sh build/sim.sh
 
 chaos: servers ## kill, cut, stall and fill everything at random for ROUNDS (1000) on each back end; CHAOS_SEED repeats a plan
 	MVALVE_CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(CHAOS_SEED) go test -count=1 -timeout 6h -v -run TestChaos ./internal/chaos

@@ -30,21 +30,17 @@ type scope struct {
 
 func TestExhaustLimiter(t *testing.T) {
 	scopes := []scope{
-		{"1/100ms", 2, 3, 1, 0, 0},
-		{"1/100ms", 2, 3, 0, 1, 0},
-		{"2/100ms", 2, 3, 1, 1, 0},
-		{"2/100ms", 2, 3, 0, 0, 1},
-		{"1/100ms strict", 2, 2, 1, 1, 1},
-		{"2/100ms", 3, 3, 1, 0, 0},
+		{"2/100ms", 2, 3, 1, 0, 0},
+		{"2/100ms", 2, 2, 1, 1, 0},
 	}
 	if os.Getenv("MVALVE_SIM_LARGE") != "" {
-		scopes = append(scopes, scope{"1/100ms", 2, 3, 1, 1, 1}, scope{"2/100ms", 3, 3, 1, 1, 0}, scope{"2/100ms paced", 3, 3, 1, 1, 1})
+		scopes = append(scopes, scope{"2/100ms", 2, 3, 0, 1, 0}, scope{"2/100ms", 2, 3, 1, 1, 0}, scope{"2/100ms", 2, 3, 0, 0, 1}, scope{"3/100ms", 3, 3, 0, 0, 0})
 	}
 	for _, s := range scopes {
 		t.Run(fmt.Sprintf("%s-%d-readers-%d-messages-%d-crashes-%d-losses-%d-answers", s.limit, s.readers, s.messages, s.crashes, s.wipes, s.lost), func(t *testing.T) {
 			begin := time.Now()
 			var e explorer
-			e.explore(t, func() tree { return newLimiterTree(s, false) }, setting("MVALVE_SIM_NODES", 1_000_000))
+			e.explore(t, func() tree { return newLimiterTree(s, false) }, setting("MVALVE_SIM_NODES", 5_000_000))
 			t.Logf("%s in %v", &e, time.Since(begin).Round(time.Millisecond))
 		})
 	}
@@ -62,7 +58,8 @@ func TestExhaustLimiterNotices(t *testing.T) {
 
 // tree is one run whose order of steps is chosen from outside.
 type tree interface {
-	actions() []string // what can happen next; empty at the end
+	count() int        // how many things can happen next; 0 at the end
+	name(i int) string // what the ith is, for people
 	do(i int)
 	key() uint64   // the same for runs that can only go on in the same way
 	wrong() string // what must not be, so far
@@ -83,23 +80,19 @@ func (e *explorer) String() string {
 }
 
 // longest is the most steps of a run.
-const longest = 60
+const longest = 40
 
 func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one step at a time anyway
 	seen := make(map[uint64]bool)
 	stack := [][]uint8{nil}
 	for len(stack) > 0 && e.wrong == "" {
 		path := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		run := plant()
-		names := make([]string, 0, longest)
-		step := func(i uint8) {
-			names = append(names, run.actions()[i])
-			run.do(int(i))
-		}
 		for _, i := range path {
-			step(i)
+			run.do(int(i))
 		}
 		for {
 			if e.wrong = run.wrong(); e.wrong != "" {
@@ -112,8 +105,8 @@ func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 				seen[k] = true
 			}
 			e.nodes++
-			acts := run.actions()
-			if len(acts) == 0 {
+			acts := run.count()
+			if acts == 0 {
 				e.leaves++
 				e.wrong = run.end()
 				break
@@ -122,17 +115,20 @@ func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 				e.deeper++
 				break
 			}
-			for i := len(acts) - 1; i > 0; i-- {
+			for i := acts - 1; i > 0; i-- {
 				stack = append(stack, append(path[:len(path):len(path)], uint8(i)))
 			}
-			step(0)
+			run.do(0)
 			path = append(path[:len(path):len(path)], 0)
 		}
 		run.close()
 		if e.wrong != "" && !e.quiet {
-			for _, n := range names {
-				t.Log(n)
+			run := plant()
+			for _, i := range path {
+				t.Log(run.name(int(i)))
+				run.do(int(i))
 			}
+			run.close()
 			t.Errorf("after %d nodes: %s", e.nodes, e.wrong)
 		}
 		if e.nodes > most {
@@ -145,6 +141,7 @@ func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 // limiterTree runs readers that share a limiter's state.
 type limiterTree struct {
 	scope
+	parsed  throttle.Limit
 	store   *state.Memory
 	clock   int64 // µs
 	actors  []*limiterActor
@@ -156,7 +153,7 @@ type limiterTree struct {
 const exhaustStart = int64(1_700_000_000_000_000)
 
 func newLimiterTree(s scope, forgets bool) *limiterTree {
-	x := &limiterTree{scope: s, store: state.NewMemory(), clock: exhaustStart, forgets: forgets}
+	x := &limiterTree{scope: s, parsed: mustLimit(s.limit), store: state.NewMemory(), clock: exhaustStart, forgets: forgets}
 	for i := range s.readers {
 		a := &limiterActor{x: x, n: i, ask: make(chan request), answer: make(chan verdict)}
 		x.actors = append(x.actors, a)
@@ -213,16 +210,17 @@ func (a *limiterActor) step(r request) verdict {
 func (a *limiterActor) run() {
 	defer func() { a.ask <- request{done: true} }()
 	x := a.x
-	limit := mustLimit(x.limit)
+	limit := x.parsed
 	l := throttle.NewLimiter(throttle.Config{Fast: gate{a}})
 	ctx := context.Background()
 	for a.step(request{at: x.clock}); len(x.log) < x.messages; {
 		now := x.clock
 		g := l.Take(ctx, time.UnixMicro(now), []throttle.Request{{Destination: "d", Limit: limit, Version: 1, Want: 1}})[0]
 		if len(g.Permits) == 0 {
-			wake := now + 5000
+			// Asking before the slot is free would only lengthen the runs.
+			wake := now + limit.Window().Microseconds()/2
 			if nb := g.NotBefore.UnixMicro(); g.Err == nil && nb > now+5000 {
-				wake = nb
+				wake = nb + 10_000
 			}
 			a.note("none", wake)
 			a.step(request{at: wake})
@@ -304,21 +302,19 @@ func (x *limiterTree) choices() []choice {
 	return all
 }
 
-func (x *limiterTree) actions() []string {
-	var names []string
-	for _, c := range x.choices() {
-		if c.actor < 0 {
-			names = append(names, "the state is lost")
-			continue
-		}
-		what := "wakes up"
-		if x.actors[c.actor].next.call {
-			what = "calls the store"
-		}
-		how := [...]string{"", ", answer lost", ", dies before", ", dies after"}[c.verdict]
-		names = append(names, fmt.Sprintf("%v: reader %d %s%s", time.Duration(x.clock-exhaustStart)*time.Microsecond, c.actor, what, how))
+func (x *limiterTree) count() int { return len(x.choices()) }
+
+func (x *limiterTree) name(i int) string {
+	c := x.choices()[i]
+	if c.actor < 0 {
+		return "the state is lost"
 	}
-	return names
+	what := "wakes up"
+	if x.actors[c.actor].next.call {
+		what = "calls the store"
+	}
+	how := [...]string{"", ", answer lost", ", dies before", ", dies after"}[c.verdict]
+	return fmt.Sprintf("%v: reader %d %s%s", time.Duration(x.clock-exhaustStart)*time.Microsecond, c.actor, what, how)
 }
 
 func (x *limiterTree) do(i int) {
@@ -355,7 +351,7 @@ func (x *limiterTree) key() uint64 {
 
 // wrong counts the last window.
 func (x *limiterTree) wrong() string {
-	limit := mustLimit(x.limit)
+	limit := x.parsed
 	if n := len(x.log) - 1 - int(limit.Max); n >= 0 && x.log[len(x.log)-1]-x.log[n] < limit.Window().Microseconds() {
 		return fmt.Sprintf("%d dispatches within %v: %v", limit.Max+1, limit.Window(), x.log)
 	}
