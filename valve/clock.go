@@ -30,7 +30,7 @@ type clock struct {
 	anchor time.Time     // local time of the last measurement, with its monotonic reading
 	base   time.Time     // the back end's time at anchor
 	excess time.Duration // how far Now was ahead of base at anchor
-	trip   time.Duration // shortest round trip of a measurement that base agrees with
+	trip   time.Duration // round trip of the last measurement that was believed
 	probed time.Time     // local time of the last probe
 }
 
@@ -100,8 +100,16 @@ func (c *clock) measure(ctx context.Context, store queue.Store) error {
 	defer c.mu.Unlock()
 	now := c.at(at)
 	ahead := now.Sub(base)
-	if ahead.Abs() <= trip/2+100*time.Microsecond {
-		c.trip = min(c.trip, trip)
+	explained := trip/2 + 100*time.Microsecond
+	if trip > c.trip {
+		// What is known is better than this. An answer that was held up all on one
+		// side is wrong by half the round trip, and the clock by a little, too.
+		explained += c.trip + time.Millisecond
+	}
+	if ahead.Abs() <= explained {
+		if trip <= max(c.trip, poorTrip) {
+			c.trip = trip
+		}
 		return nil
 	}
 	c.anchor, c.base, c.excess, c.trip = at, base, max(0, ahead), trip

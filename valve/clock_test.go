@@ -81,6 +81,46 @@ func TestClockMeasuredWhileAnswersAreLate(t *testing.T) {
 	})
 }
 
+// stalled is a store that takes a request a second late, and has a clock of its own.
+type stalled struct {
+	shifted
+	slow bool
+}
+
+func (s *stalled) Now(ctx context.Context) (time.Time, error) {
+	if s.slow {
+		time.Sleep(time.Second) //nolint:forbidigo // virtual time
+	}
+	return s.shifted.Now(ctx)
+}
+
+// TestClockKeepsWhatItKnows: a request that is held up and answered at once is
+// wrong by half its round trip; with the little that the clock is wrong by itself
+// it must not be taken for a step.
+func TestClockKeepsWhatItKnows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &stalled{shifted: shifted{Memory: queue.NewMemory()}}
+		c, err := newClock(t.Context(), store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.by, store.slow = 500*time.Microsecond, true
+		if err := c.measure(t.Context(), store); err != nil {
+			t.Fatal(err)
+		}
+		if off := time.Until(c.Now()).Abs(); off > time.Millisecond {
+			t.Errorf("off by %v after a late measurement", off)
+		}
+		store.by = 10 * time.Second // a real step is believed all the same
+		if err := c.measure(t.Context(), store); err != nil {
+			t.Fatal(err)
+		}
+		if off := time.Until(c.Now()) - store.by; off.Abs() > time.Second {
+			t.Errorf("off by %v after a step", off)
+		}
+	})
+}
+
 func TestClockNeverGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &shifted{queue.NewMemory(), 0}
