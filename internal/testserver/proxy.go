@@ -2,6 +2,8 @@ package testserver
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"testing"
@@ -43,7 +45,7 @@ type pair struct {
 func NewProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
 	p := &Proxy{target: target, conns: make(map[*pair]struct{}), requests: openGate(), replies: openGate()}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listenKept()
 	if err != nil {
 		tb.Fatalf("proxy: %v", err)
 	}
@@ -51,6 +53,19 @@ func NewProxy(tb testing.TB, target string) *Proxy {
 	p.serve(l)
 	tb.Cleanup(p.close)
 	return p
+}
+
+// listenKept listens on a port that the system does not give to outgoing
+// connections, so that it is still free after a Cut.
+func listenKept() (net.Listener, error) {
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000))); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
 }
 
 // Cut closes all connections, resetting them, and refuses new ones until Resume.
