@@ -36,3 +36,29 @@ func TestPreparedMessageWaitsForAHold(t *testing.T) {
 		p.ack(d)
 	})
 }
+
+// Nor does one that expired while it waited for its consumer.
+func TestPreparedMessageExpires(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer p.close(r)
+		s, err := r.Subscribe(valve.Filter{Globs: []string{"d"}}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := text("d", "late")
+		late.ExpiresAt = p.w.Now().Add(5 * time.Second)
+		p.insert(late)
+		synctest.Wait() // prepared
+		pass(6 * time.Second)
+		p.insert(text("d", "next"))
+		d, err := s.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(d.Message.Body); got != "next" {
+			t.Errorf("got %q, which had expired", got)
+		}
+		p.ack(d)
+	})
+}
