@@ -72,7 +72,6 @@ type explorer struct {
 	quiet                       bool
 	nodes, leaves, same, deeper int
 	wrong                       string
-	orders                      float64 // of steps, had none been found the same
 }
 
 func (e *explorer) String() string {

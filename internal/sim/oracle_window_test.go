@@ -49,7 +49,7 @@ func (o *oracle) window(log []sentOnce, i int) {
 		}
 		n := int64(0)
 		for j := i - 1; j >= 0 && log[j].stamp > e.stamp-l.window; j-- {
-			if log[j].counted && !(o.exempt(&log[j]) && log[j].at > e.at-ruleAge) {
+			if log[j].counted && (!o.exempt(&log[j]) || log[j].at <= e.at-ruleAge) {
 				n++
 			}
 		}

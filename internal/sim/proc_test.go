@@ -22,7 +22,6 @@ type proc struct {
 	cancel context.CancelFunc
 	dice   dice // guarded by w.mu
 	told   int64
-	down   time.Duration // how long its slot stays empty
 
 	writer *valve.Writer
 	reader *valve.Reader

@@ -292,9 +292,6 @@ func (s *slot) take(m method) (fault, bool) {
 	return fault{}, false
 }
 
-// admin is the hand that changes rules: a process of its own without faults.
-type admin struct{ rulesOf }
-
 func (w *world) adminRules() throttle.RuleStore { return &rulesOf{w: w} }
 
 func (w *world) setLimit(pattern, text string) {
