@@ -57,7 +57,9 @@ type ReaderConfig struct {
 	// Rules is where limits and holds live; nil: the store, if it implements
 	// throttle.RuleStore, else no limits.
 	Rules throttle.RuleStore
-	// State counts limits with an interval up to 60 s; nil: Durable.
+	// State counts limits with an interval up to 60 s, for all readers of the
+	// pipe, of whatever program: nil is what the pipe says (ruling.Default), and
+	// another one must come from ruling.Open.
 	State state.Store
 	// Durable counts the others; nil: the store's own (method State), else memory.
 	Durable state.Store

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/state"
+	"github.com/mvalve/mvalve/state/ruling"
 	"github.com/mvalve/mvalve/throttle"
 )
 
@@ -138,7 +139,10 @@ func (r *Reader) openRules(ctx context.Context) error {
 		}
 	}
 	if r.cfg.State == nil {
-		r.cfg.State = r.cfg.Durable
+		var err error
+		if r.cfg.State, err = ruling.Default(ctx, r.store, r.cfg.Durable); err != nil {
+			return fmt.Errorf("valve: %w", err)
+		}
 	}
 	r.limiter = throttle.NewLimiter(throttle.Config{Fast: r.cfg.State, Durable: r.cfg.Durable, Logger: r.log})
 	return nil

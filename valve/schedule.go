@@ -170,10 +170,10 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 	}
 	at, why := now, ""
 	urgent := d.urgent()
-	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && (!urgent || h.Reason != holdEmergency) && !(len(d.held) > 0 && d.held[0].set(h)) {
+	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && (!urgent || h.Reason != holdEmergency) && (len(d.held) == 0 || !d.held[0].set(h)) {
 		at, why = h.Until, whyHold
 	}
-	if d.notBefore.After(at) && !(urgent && r.cfg.Emergency == Bypass && d.why == whyLimit) {
+	if d.notBefore.After(at) && (!urgent || r.cfg.Emergency != Bypass || d.why != whyLimit) {
 		at, why = d.notBefore, d.why
 	}
 	if d.rule.Limit.Max == 0 && !r.mine(d.name) {

@@ -674,9 +674,11 @@ func TestPreparedMessagesObeyHolds(t *testing.T) {
 // store does not answer it waits, and does not ask without pause.
 func TestBypassWithoutLimiter(t *testing.T) {
 	inPipe(t, func(t *testing.T, p *pipe) {
-		asked, down := 0, true
+		var asked atomic.Int64
+		var down atomic.Bool
+		down.Store(true)
 		p.state.Fault = func(string, bool) (bool, error) {
-			if asked++; down {
+			if asked.Add(1); down.Load() {
 				return false, state.ErrUnavailable
 			}
 			return true, nil
@@ -687,11 +689,11 @@ func TestBypassWithoutLimiter(t *testing.T) {
 		alarm := text("d", "alarm")
 		alarm.Lane = queue.Emergency
 		p.insert(alarm)
-		time.AfterFunc(time.Second, func() { down = false })
+		time.AfterFunc(time.Second, func() { down.Store(false) })
 		start := time.Now()
 		p.ack(p.next(r))
-		if took := time.Since(start); asked > 10 || took > 1500*time.Millisecond {
-			t.Errorf("came after %v and %d tries", took, asked)
+		if took := time.Since(start); asked.Load() > 10 || took > 1500*time.Millisecond {
+			t.Errorf("came after %v and %d tries", took, asked.Load())
 		}
 	})
 }

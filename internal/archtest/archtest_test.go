@@ -47,7 +47,7 @@ var rules = []rule{
 	{"console", engine},
 	{"auth", []string{"golang.org/x/crypto/..."}},
 
-	{"valve", ports},
+	{"valve", append([]string{"state/ruling"}, ports...)},
 
 	// Suites and drivers, each below its port.
 	{"queue/queuetest", []string{"queue", "state", "throttle", "github.com/google/go-cmp/..."}},
@@ -56,6 +56,7 @@ var rules = []rule{
 	{"throttle/throttletest", []string{"throttle", "github.com/google/go-cmp/..."}},
 	{"queue/mysql", []string{".", "queue", "state", "throttle", "feed", "internal/sqlstore", "github.com/go-sql-driver/mysql"}},
 	{"queue/sqlite", []string{".", "queue", "state", "throttle", "feed", "internal/sqlstore", "modernc.org/sqlite/...", "golang.org/x/sys/..."}},
+	{"state/ruling", []string{"queue", "state"}},
 	{"state/memcached", []string{"state", "github.com/bradfitz/gomemcache/memcache"}},
 
 	// Ports: the standard library only; throttle paces with x/time/rate.

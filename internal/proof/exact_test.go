@@ -1,6 +1,7 @@
 package proof_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mvalve/mvalve/internal/checker"
+	"github.com/mvalve/mvalve/valve"
 )
 
 // limits are one destination each; all have a backlog at the same time.
@@ -121,6 +123,47 @@ func TestReaderKilled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestProgramAndCommand: a program that uses the library with its defaults counts
+// together with the commands.
+func TestProgramAndCommand(t *testing.T) {
+	p := newPipe(t, onSQLite)
+	p.limit(t, "a", "10/1s")
+	p.write(t, backlog(200, "a"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	store, err := p.open(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	r, err := valve.OpenReader(ctx, store, valve.ReaderConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var own []int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for d, err := range r.All(ctx) {
+			if err != nil {
+				return
+			}
+			own = append(own, d.DispatchedAt.UnixMicro())
+			_ = d.Ack(context.WithoutCancel(ctx))
+		}
+	}()
+	command := p.reader(t, "--destination", "a")
+	measure(4 * time.Second)
+	stopAll(t, command)
+	cancel()
+	<-done
+	log := dispatches(t, command)
+	t.Logf("the program dispatched %d, the command %d", len(own), len(log["a"])) // counting apart, both had all
+	log["a"] = append(log["a"], own...)
+	judge(t, log, "a", checker.Limit{Max: 10, Window: time.Second}, shortUse)
 }
 
 // TestTwoDefaults: two readers started with different --limit apply one, and the

@@ -5,19 +5,20 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mvalve/mvalve/state/ruling"
 	"github.com/mvalve/mvalve/throttle"
 )
 
 // OpenState opens the store that counts the pipe's limits, as --state asks; see
 // Rule. The caller closes it before the pipe.
-func (p *Pipe) OpenState(c *cli.Context) (*Limiter, error) {
-	ruling, err := p.Rule(c.Context, c.String("state"))
+func (p *Pipe) OpenState(c *cli.Context) (*ruling.Store, error) {
+	rules, err := p.Rule(c.Context, c.String("state"))
 	if err != nil {
 		return nil, err
 	}
-	limiter, err := p.OpenLimiter(c.Context, ruling)
+	limiter, err := p.OpenLimiter(c.Context, rules)
 	if err != nil {
-		return nil, fmt.Errorf("state %s: %w; check that it runs, or move the pipe with: mvalve init --state queue: --queue %s", ruling, err, p.Name)
+		return nil, fmt.Errorf("state %s: %w; check that it runs, or move the pipe with: mvalve init --state queue: --queue %s", rules, err, p.Name)
 	}
 	return limiter, nil
 }

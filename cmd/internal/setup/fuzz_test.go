@@ -17,7 +17,7 @@ func FuzzParseState(f *testing.F) {
 			return
 		}
 		again, err := ParseState(r.String())
-		if err != nil || !again.same(r) {
+		if err != nil || !again.Same(r) {
 			t.Fatalf("%q is %+v, written %q, read %+v, %v", s, r, r.String(), again, err)
 		}
 		stored, err := json.Marshal(r)
@@ -25,7 +25,7 @@ func FuzzParseState(f *testing.F) {
 			t.Fatal(err)
 		}
 		var read Ruling
-		if err := json.Unmarshal(stored, &read); err != nil || !read.same(r) {
+		if err := json.Unmarshal(stored, &read); err != nil || !read.Same(r) {
 			t.Fatalf("%q stored as %s is %+v, %v", s, stored, read, err)
 		}
 	})

@@ -2,47 +2,22 @@ package setup
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/state/ruling"
 )
-
-// rulingKey is where q_meta says which store counts a pipe's limits.
-const rulingKey = "limiter"
 
 // alive is how long ago a reader may have been seen to count as alive.
 const alive = 10 * time.Second
 
-// Ruling names the one store that counts a pipe's limits. It holds no secrets.
-type Ruling struct {
-	Scheme  string   `json:"scheme"` // queue, memory or memcached
-	Servers []string `json:"servers,omitempty"`
-	Pipe    string   `json:"pipe"`  // keeps pipes apart that share servers
-	Epoch   int64    `json:"epoch"` // raised by every change; 1 is the first
-	Since   int64    `json:"since"` // microseconds UTC on the back end's clock
-}
-
-// String returns the ruling in the form of --state.
-func (r Ruling) String() string {
-	if r.Scheme == "memcached" {
-		return "memcached://" + strings.Join(r.Servers, ",")
-	}
-	return r.Scheme + ":"
-}
-
-// same reports whether two rulings name the same store; the order of servers
-// does not matter, since keys find their server by rendezvous hashing.
-func (r Ruling) same(other Ruling) bool {
-	return r.Scheme == other.Scheme && slices.Equal(slices.Sorted(slices.Values(r.Servers)), slices.Sorted(slices.Values(other.Servers)))
-}
+// Ruling names the one store that counts a pipe's limits.
+type Ruling = ruling.Ruling
 
 // StateFlag is --state.
 func StateFlag() cli.Flag {
@@ -60,7 +35,7 @@ func ParseState(text string) (Ruling, error) {
 	case text == "queue:" || text == "memory:":
 		return Ruling{Scheme: strings.TrimSuffix(text, ":")}, nil
 	case strings.HasPrefix(text, "memcached://"):
-		r := Ruling{Scheme: "memcached"}
+		r := Ruling{Scheme: ruling.Memcached}
 		list := strings.TrimSuffix(strings.TrimPrefix(text, "memcached://"), "/")
 		for server := range strings.SplitSeq(list, ",") {
 			if strings.ContainsAny(server, "@/?") {
@@ -87,32 +62,21 @@ func isHost(s string) bool {
 	if net.ParseIP(s) != nil {
 		return true
 	}
-	odd := func(c rune) bool {
-		return !(c == '.' || c == '-' || c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z')
+	for _, c := range s {
+		if c != '.' && c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return false
+		}
 	}
-	return s != "" && !strings.ContainsFunc(s, odd)
-}
-
-// readRuling returns what q_meta says and its stored form, "" if nothing yet.
-func readRuling(ctx context.Context, meta queue.Meta) (Ruling, string, error) {
-	stored, err := meta.Meta(ctx, rulingKey)
-	if err != nil || stored == "" {
-		return Ruling{}, stored, err
-	}
-	var r Ruling
-	if err := json.Unmarshal([]byte(stored), &r); err != nil {
-		return Ruling{}, stored, fmt.Errorf("%w: q_meta %s is damaged: %w", queue.ErrSchema, rulingKey, err)
-	}
-	return r, stored, nil
+	return s != ""
 }
 
 // Rule settles which store counts the pipe's limits: the first reader says so,
 // all others follow. wanted is the value of --state, "" for whatever rules.
 // A store other than the one that rules is refused with exit code 78.
 func (p *Pipe) Rule(ctx context.Context, wanted string) (Ruling, error) {
-	want := Ruling{Scheme: "queue"}
+	want := Ruling{Scheme: ruling.Queue}
 	if p.Name == "memory:" {
-		want.Scheme = "memory"
+		want.Scheme = ruling.Memory
 	}
 	if wanted != "" {
 		var err error
@@ -124,7 +88,7 @@ func (p *Pipe) Rule(ctx context.Context, wanted string) (Ruling, error) {
 	if !ok {
 		return want, nil
 	}
-	rules, stored, err := readRuling(ctx, meta)
+	rules, stored, err := ruling.Read(ctx, meta)
 	if err != nil {
 		return Ruling{}, fmt.Errorf("read which store counts the limits: %w", err)
 	}
@@ -133,10 +97,10 @@ func (p *Pipe) Rule(ctx context.Context, wanted string) (Ruling, error) {
 			return Ruling{}, err
 		}
 	}
-	if wanted != "" && !want.same(rules) {
+	if wanted != "" && !want.Same(rules) {
 		return Ruling{}, Failf(ExitMismatch, "--state %s, but the limits of this pipe are counted in %s; leave --state out, or move the pipe with: mvalve init --queue %s --state %s", want, rules, p.Name, want)
 	}
-	if rules.Scheme == "memory" {
+	if rules.Scheme == ruling.Memory {
 		if err := p.refuseLive(ctx, "memory: counts for one reader only, and"); err != nil {
 			return Ruling{}, err
 		}
@@ -157,20 +121,20 @@ func (p *Pipe) Move(ctx context.Context, wanted string) (Ruling, bool, error) {
 	if !ok {
 		return Ruling{}, false, Usagef("queue %s does not keep which store counts", p.Name)
 	}
-	rules, stored, err := readRuling(ctx, meta)
+	rules, stored, err := ruling.Read(ctx, meta)
 	if err != nil {
 		return Ruling{}, false, err
 	}
-	if stored != "" && want.same(rules) {
+	if stored != "" && want.Same(rules) {
 		return rules, false, nil
 	}
-	if want.Scheme == "memory" {
+	if want.Scheme == ruling.Memory {
 		if err := p.refuseLive(ctx, "the pipe cannot move to memory: while"); err != nil {
 			return Ruling{}, false, err
 		}
 	}
 	now, err := p.setRuling(ctx, meta, stored, want, rules)
-	if err == nil && !want.same(now) {
+	if err == nil && !want.Same(now) {
 		err = Failf(ExitMismatch, "somebody else just moved the pipe to %s; try again", now)
 	}
 	return now, true, err
@@ -178,34 +142,18 @@ func (p *Pipe) Move(ctx context.Context, wanted string) (Ruling, bool, error) {
 
 // setRuling replaces before, stored as old, and returns what then stands.
 func (p *Pipe) setRuling(ctx context.Context, meta queue.Meta, old string, want, before Ruling) (Ruling, error) {
-	now, err := p.Store.Now(ctx)
-	if err != nil {
-		return Ruling{}, err
-	}
-	want.Pipe, want.Epoch, want.Since = before.Pipe, before.Epoch+1, queue.Micros(now)
-	if want.Pipe == "" {
-		want.Pipe = rand.Text()[:12]
-	}
-	if want.Scheme == "memcached" { // a pipe whose limits nobody can count would stand still
-		probe, err := p.openState(ctx, want)
+	if want.Scheme == ruling.Memcached { // a pipe whose limits nobody can count would stand still
+		next, err := ruling.Next(ctx, p.Store, want, before)
+		if err != nil {
+			return Ruling{}, err
+		}
+		probe, err := p.openState(ctx, next)
 		if err != nil {
 			return Ruling{}, fmt.Errorf("state %s: %w; check that the servers run and the addresses are right", want, err)
 		}
 		_ = probe.Close()
 	}
-	value, err := json.Marshal(want)
-	if err != nil {
-		return Ruling{}, err
-	}
-	stands, err := meta.SetMeta(ctx, rulingKey, old, string(value))
-	if err != nil {
-		return Ruling{}, fmt.Errorf("store which store counts the limits: %w", err)
-	}
-	var ruling Ruling
-	if err := json.Unmarshal([]byte(stands), &ruling); err != nil {
-		return Ruling{}, fmt.Errorf("%w: q_meta %s is damaged: %w", queue.ErrSchema, rulingKey, err)
-	}
-	return ruling, nil
+	return ruling.Set(ctx, p.Store, meta, old, want, before)
 }
 
 // refuseLive returns an error of exit code 78 when another reader is alive.
@@ -240,13 +188,13 @@ func (p *Pipe) readers(ctx context.Context, d time.Duration) ([]queue.Presence, 
 func (p *Pipe) Ruling(ctx context.Context) (Ruling, error) {
 	meta, ok := p.Store.(queue.Meta)
 	if !ok {
-		return Ruling{Scheme: "memory"}, nil
+		return Ruling{Scheme: ruling.Memory}, nil
 	}
-	ruling, stored, err := readRuling(ctx, meta)
+	rules, stored, err := ruling.Read(ctx, meta)
 	if err == nil && stored == "" {
-		ruling = Ruling{Scheme: "queue", Epoch: 1}
+		rules = Ruling{Scheme: ruling.Queue, Epoch: 1}
 	}
-	return ruling, err
+	return rules, err
 }
 
 // Readers returns how many readers are alive.

@@ -1,7 +1,6 @@
 package setup
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,10 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -96,7 +93,7 @@ func TestParseState(t *testing.T) {
 	}
 	a, _ := ParseState("memcached://a:1,b:2")
 	b, _ := ParseState("memcached://b:2,a:1")
-	if !a.same(b) {
+	if !a.Same(b) {
 		t.Error("the order of servers means something")
 	}
 }
@@ -216,117 +213,6 @@ func TestLastUse(t *testing.T) {
 	}
 }
 
-// flakyMeta is a Meta that can be cut off.
-type flakyMeta struct {
-	meta queue.Meta
-	down atomic.Bool
-}
-
-func (f *flakyMeta) Meta(ctx context.Context, key string) (string, error) {
-	if f.down.Load() {
-		return "", queue.ErrUnavailable
-	}
-	return f.meta.Meta(ctx, key)
-}
-
-func (f *flakyMeta) SetMeta(ctx context.Context, key, old, value string) (string, error) {
-	return f.meta.SetMeta(ctx, key, old, value)
-}
-
-// follower returns a limiter of p whose stores are in memory and told apart by epoch.
-func follower(t *testing.T, p *Pipe) (*Limiter, *flakyMeta) {
-	t.Helper()
-	ruling, err := p.Rule(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	meta := &flakyMeta{meta: p.Store.(queue.Meta)}
-	l := &Limiter{
-		meta: meta, now: p.Store.Now, ruling: ruling, store: state.NewMemory(), checked: time.Now(),
-		open: func(context.Context, Ruling) (state.Store, error) { return state.NewMemory(), nil },
-	}
-	return l, meta
-}
-
-func put(l *Limiter, value string) error {
-	errs := l.Update(context.Background(), time.Now(), []string{"k"}, []time.Duration{time.Hour},
-		func(int, state.Entry) []byte { return []byte(value) })
-	return errors.Join(errs...)
-}
-
-func get(t *testing.T, l *Limiter) state.Entry {
-	t.Helper()
-	entries, errs := l.Get(t.Context(), []string{"k"})
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-	return entries[0]
-}
-
-func TestLimiterFollowsTheRuling(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := pipe()
-		l, _ := follower(t, p)
-		if err := put(l, "v"); err != nil {
-			t.Fatal(err)
-		}
-		if e := get(t, l); string(e.Data) != "v" || !e.Lost.IsZero() {
-			t.Fatalf("%+v", e)
-		}
-		moved := time.Now()
-		if _, _, err := p.Move(t.Context(), "memcached://127.0.0.1:1"); Code(err) != ExitUnavailable {
-			t.Fatalf("move to a memcached that is not there: %v", err)
-		}
-		if _, err := p.setRuling(t.Context(), p.Store.(queue.Meta), stored(t, p), Ruling{Scheme: "queue"}, l.ruling); err != nil {
-			t.Fatal(err)
-		}
-		<-time.After(recheckAfter + time.Millisecond) // in the bubble this takes no time
-		if err := put(l, "w"); !errors.Is(err, state.ErrUnavailable) {
-			t.Fatalf("counted while others may still use the old store: %v", err)
-		}
-		<-time.After(settle)
-		e := get(t, l)
-		if e.Data != nil || e.Lost.Sub(moved) < settle || e.Lost.Sub(moved) > settle+time.Second {
-			t.Fatalf("after the move: %q, lost %v after it", e.Data, e.Lost.Sub(moved))
-		}
-		if err := put(l, "w"); err != nil {
-			t.Fatal(err)
-		}
-		if e := get(t, l); string(e.Data) != "w" {
-			t.Fatalf("%+v", e)
-		}
-	})
-}
-
-func stored(t *testing.T, p *Pipe) string {
-	t.Helper()
-	text, err := p.Store.(queue.Meta).Meta(t.Context(), rulingKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
-}
-
-func TestLimiterDoesNotTrustAnOldRuling(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := pipe()
-		l, meta := follower(t, p)
-		meta.down.Store(true)
-		<-time.After(recheckAfter + time.Millisecond)
-		if err := put(l, "v"); err != nil {
-			t.Fatalf("a ruling read half a second ago: %v", err)
-		}
-		<-time.After(trustFor)
-		if err := put(l, "v"); !errors.Is(err, state.ErrUnavailable) {
-			t.Fatalf("a ruling read two seconds ago still counts: %v", err)
-		}
-		meta.down.Store(false)
-		if err := put(l, "v"); err != nil {
-			t.Fatalf("the queue is back: %v", err)
-		}
-	})
-}
-
 func TestEveryFlagHasAVariable(t *testing.T) {
 	flags := append(QueueFlags(), StateFlag())
 	withEnv(flags)
@@ -337,5 +223,18 @@ func TestEveryFlagHasAVariable(t *testing.T) {
 	want := []string{"MVALVE_QUEUE", "MVALVE_LOG_LEVEL", "MVALVE_LOG_FORMAT", "MVALVE_STATE"}
 	if !slices.Equal(names, want) {
 		t.Errorf("%q", names)
+	}
+}
+
+func TestMoveToAStoreThatIsNotThere(t *testing.T) {
+	p := pipe()
+	if _, err := p.Rule(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.Move(t.Context(), "memcached://127.0.0.1:1"); Code(err) != ExitUnavailable {
+		t.Fatalf("moved to a memcached that is not there: %v", err)
+	}
+	if r, err := p.Ruling(t.Context()); err != nil || r.Scheme != "queue" {
+		t.Errorf("%v, %v", r, err)
 	}
 }

@@ -8,22 +8,23 @@ import (
 	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/state"
 	"github.com/mvalve/mvalve/state/memcached"
+	"github.com/mvalve/mvalve/state/ruling"
 )
 
 // openState opens the store that a ruling names.
-func (p *Pipe) openState(ctx context.Context, ruling Ruling) (state.Store, error) {
-	switch ruling.Scheme {
-	case "memory":
+func (p *Pipe) openState(ctx context.Context, r Ruling) (state.Store, error) {
+	switch r.Scheme {
+	case ruling.Memory:
 		return state.NewMemory(), nil
-	case "queue":
+	case ruling.Queue:
 		return p.Durable(), nil
-	case "memcached":
+	case ruling.Memcached:
 		return memcached.Open(ctx, memcached.Config{
-			Servers: ruling.Servers, Prefix: fmt.Sprintf("mvalve:%s:%d:", ruling.Pipe, ruling.Epoch),
+			Servers: r.Servers, Prefix: fmt.Sprintf("mvalve:%s:%d:", r.Pipe, r.Epoch),
 			Logger: p.Log, MarkerTime: p.lastUse,
 		})
 	}
-	return nil, Failf(ExitMismatch, "the limits of this pipe are counted in %q, which this version does not know", ruling.Scheme)
+	return nil, Failf(ExitMismatch, "the limits of this pipe are counted in %q, which this version does not know", r.Scheme)
 }
 
 // Durable returns the state in the queue's own database; of a queue in memory
@@ -56,7 +57,9 @@ func (p *Pipe) lastUse(ctx context.Context) (time.Time, error) {
 	}
 	var last time.Time
 	for _, r := range readers {
-		last = later(last, r.SeenAt)
+		if r.SeenAt.After(last) {
+			last = r.SeenAt
+		}
 	}
 	if !last.IsZero() {
 		if last = last.Add(lastWord); last.After(now) {
