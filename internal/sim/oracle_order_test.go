@@ -49,6 +49,7 @@ func (o *oracle) passedOver(e *event, x *letter) {
 	if x.leases > 1 || o.jump || x.leases == 1 && e.kind == kLeased || !o.settledFor(e.at, settleTime) && !o.plan.calm {
 		return
 	}
+	shared := o.readersOf(x.plan.dest) > 1
 	for i := range o.letters {
 		y := &o.letters[i]
 		switch {
@@ -56,12 +57,24 @@ func (o *oracle) passedOver(e *event, x *letter) {
 		case y.at+o.knownAfter() > e.at || y.compare(x) >= 0:
 		case y.table == lanes.timed && y.ready+o.knownAfter().Microseconds() > e.clock:
 		case y.plan.expires > 0:
+		case shared && y.rank() == x.rank(): // readers may interleave by a batch
 		case !o.serves(e.proc, y.plan.dest):
 		case o.leasedSoon(y, e):
 		default:
 			o.blame(ruleOrder, e.at, "p%d leases m%d of %s and passes over m%d, stored at %.6fs", e.proc, x.n, x.plan.dest, y.n, y.at.Seconds())
 		}
 	}
+}
+
+// readersOf counts the processes that read a destination.
+func (o *oracle) readersOf(dest string) int {
+	n := 0
+	for p := range o.sides {
+		if o.serves(p, dest) {
+			n++
+		}
+	}
+	return n
 }
 
 // leasedSoon reports whether a job that was under way at e leases y.
