@@ -117,7 +117,12 @@ func (r *Reader) noteHeads(refs []queue.Ref) {
 	now := r.clock.Now().Add(lookAhead).UnixMicro()
 	for i := range refs {
 		ref := &refs[i]
-		if r.x.seen(ref.ID) || ref.ReadyAt > now || !r.wanted(ref.Destination) {
+		if ref.ReadyAt > now || !r.wanted(ref.Destination) {
+			continue
+		}
+		// A head that the tail scan met says nothing of what lies between it and
+		// the newer rows, before the backlog was read once.
+		if known := r.x.dests[ref.Destination]; r.x.seen(ref.ID) && (known == nil || !known.headAt.IsZero()) {
 			continue
 		}
 		d := r.x.dest(ref.Destination)

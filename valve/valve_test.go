@@ -754,6 +754,47 @@ func TestDueBeforeTheNextPoll(t *testing.T) {
 	})
 }
 
+// lateHeads is a store whose first destination pass fails.
+type lateHeads struct {
+	*queue.Memory
+	failed atomic.Bool
+}
+
+func (l *lateHeads) Heads(ctx context.Context, now time.Time, q queue.HeadQuery) ([]queue.Ref, string, error) {
+	if q.Destination == "" && !l.failed.Swap(true) {
+		return nil, "", queue.ErrUnavailable
+	}
+	return l.Memory.Heads(ctx, now, q)
+}
+
+// The best row of a backlog may be new, and the worst: what lies between them is
+// found all the same.
+func TestBacklogBehindNewRows(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		p.insert(text("a", "middle"))
+		pass(10 * time.Second) // older than what the tail scan reads
+		high, low := text("a", "high"), text("a", "low")
+		high.Priority, low.Priority = queue.Level(9), queue.Level(0)
+		p.insert(high, low)
+		if _, err := throttle.Pause(t.Context(), p.rules, p.w.Now(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		r, err := valve.OpenReader(t.Context(), &lateHeads{Memory: p.store}, valve.ReaderConfig{Rules: p.rules, State: p.state, Address: "-"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.close(r)
+		time.AfterFunc(5*time.Second, func() {
+			if _, err := throttle.Resume(t.Context(), p.rules, p.w.Now(), "a"); err != nil {
+				t.Error(err)
+			}
+		})
+		if diff := cmp.Diff([]string{"high", "middle", "low"}, p.bodies(r, 3)); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 // failingHolds is a rule store that fails to tell the holds while fail is set.
 type failingHolds struct {
 	throttle.RuleStore
