@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -13,7 +15,8 @@ import (
 // the test ends. The error says why there is none.
 func smallDisk(t *testing.T, dir string, bytes int64) error {
 	t.Helper()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+	sweepDisks()
+	if err := syscall.Mount(fmt.Sprint(diskName, os.Getpid()), dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
 	t.Cleanup(func() {
@@ -22,6 +25,28 @@ func smallDisk(t *testing.T, dir string, bytes int64) error {
 		}
 	})
 	return nil
+}
+
+// diskName and the process's id name its small disks.
+const diskName = "mvalve-chaos-"
+
+// sweepDisks unmounts what test processes that were killed left mounted.
+func sweepDisks() {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return // nothing is known of any
+	}
+	for line := range strings.Lines(string(mounts)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		text, ok := strings.CutPrefix(fields[0], diskName)
+		pid, err := strconv.Atoi(text)
+		if ok && err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH) // another one may be at it
+		}
+	}
 }
 
 // fill leaves no room on the disk of dir; free makes room again.
