@@ -3,7 +3,6 @@ package chaos_test
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +19,7 @@ import (
 	"github.com/mvalve/mvalve/queue/sqlite"
 	"github.com/mvalve/mvalve/state"
 	"github.com/mvalve/mvalve/state/memcached"
+	"github.com/mvalve/mvalve/state/ruling"
 	"github.com/mvalve/mvalve/valve"
 )
 
@@ -49,58 +49,14 @@ func openStore(ctx context.Context, url string, log *slog.Logger) (queue.Store, 
 	return mysql.Open(ctx, cfg)
 }
 
-// openState opens the store in which the commands count the limits of the pipe:
-// only what counts with them keeps the limits together with them.
-func openState(ctx context.Context, store queue.Store, log *slog.Logger) (state.Store, error) {
-	text, err := store.(queue.Meta).Meta(ctx, "limiter")
-	if err != nil {
-		return nil, err
-	}
-	var ruling struct {
-		Scheme, Pipe string
-		Servers      []string
-		Epoch        int64
-	}
-	if err := json.Unmarshal([]byte(text), &ruling); err != nil {
-		return nil, fmt.Errorf("ruling %q: %w", text, err)
-	}
-	keys := fmt.Sprintf("e%d.", ruling.Epoch)
-	if ruling.Scheme == "queue" {
-		return prefixed{store.(interface{ State() state.Store }).State(), keys}, nil
-	}
-	fast, err := memcached.Open(ctx, memcached.Config{
-		Servers: ruling.Servers, Prefix: fmt.Sprintf("mvalve:%s:%d:", ruling.Pipe, ruling.Epoch), Logger: log, MarkerTime: store.Now,
+// openMemcached opens the store in which the commands count the limits of the
+// pipe, as any program does whose pipe does not count them itself.
+func openMemcached(ctx context.Context, store queue.Store, log *slog.Logger, r ruling.Ruling) (state.Store, error) {
+	return ruling.Open(ctx, store, r, func(ctx context.Context, r ruling.Ruling) (state.Store, error) {
+		return memcached.Open(ctx, memcached.Config{
+			Servers: r.Servers, Prefix: fmt.Sprintf("mvalve:%s:%d:", r.Pipe, r.Epoch), Logger: log, MarkerTime: store.Now,
+		})
 	})
-	if err != nil {
-		return nil, err
-	}
-	return prefixed{fast, keys}, nil
-}
-
-// prefixed is a state.Store with other keys.
-type prefixed struct {
-	state.Store
-	prefix string
-}
-
-func (p prefixed) keys(keys []string) []string {
-	out := make([]string, len(keys))
-	for i, k := range keys {
-		out[i] = p.prefix + k
-	}
-	return out
-}
-
-func (p prefixed) Get(ctx context.Context, keys []string) ([]state.Entry, []error) {
-	return p.Store.Get(ctx, p.keys(keys))
-}
-
-func (p prefixed) Update(ctx context.Context, now time.Time, keys []string, ttls []time.Duration, fn func(int, state.Entry) []byte) []error {
-	return p.Store.Update(ctx, now, p.keys(keys), ttls, fn)
-}
-
-func (p prefixed) Delete(ctx context.Context, key string) error {
-	return p.Store.Delete(ctx, p.prefix+key)
 }
 
 // client is the Go client.
@@ -137,11 +93,17 @@ func runClient() int {
 		return fail("open", err)
 	}
 	defer store.Close()
-	fast, err := openState(ctx, store, log)
+	rules, _, err := ruling.Read(ctx, store.(queue.Meta))
 	if err != nil {
-		return fail("state", err)
+		return fail("ruling", err)
 	}
-	defer fast.Close()
+	var fast state.Store // nil: what the pipe says
+	if rules.Scheme == "memcached" {
+		if fast, err = openMemcached(ctx, store, log, rules); err != nil {
+			return fail("state", err)
+		}
+		defer fast.Close()
+	}
 	c := &client{ledger: ledger}
 	if c.w, err = valve.NewWriter(ctx, store, valve.WriterConfig{Logger: log}); err != nil {
 		return fail("writer", err)
