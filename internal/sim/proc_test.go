@@ -140,14 +140,20 @@ func (p *proc) isDead() bool {
 // restart ends the process of a slot in order and starts another one.
 func (w *world) restart(slot int) {
 	p := w.running(slot)
-	if p == nil || p.reader == nil || p.isDead() {
+	if p == nil || p.isDead() {
+		return
+	}
+	w.mu.Lock()
+	reader, writer := p.reader, p.writer
+	w.mu.Unlock()
+	if reader == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	_ = p.reader.Shutdown(ctx)
-	if p.writer != nil {
-		_ = p.writer.Close()
+	_ = reader.Shutdown(ctx)
+	if writer != nil {
+		_ = writer.Close()
 	}
 	if !p.isDead() {
 		w.tell(event{kind: kStop, proc: p.id})

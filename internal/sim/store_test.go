@@ -86,7 +86,7 @@ func (p *proc) call(ctx context.Context, m method, errs portErrors, effect func(
 		return fmt.Errorf("%w: crash", errs.unavailable)
 	case faulty && f.kind == fNever:
 		return fmt.Errorf("%w: injected, not done", errs.unknown)
-	case faulty && f.kind == fLater && m != mState:
+	case faulty && f.kind == fLater && (m == mApply || m == mLease || m == mPutHold):
 		w.wg.Go(func() {
 			pass(f.dur)
 			w.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
@@ -23,7 +24,7 @@ type world struct {
 	fast    *state.Memory
 	durable *state.Memory
 	rules   *throttle.MemoryRules
-	offset  time.Duration
+	offset  atomic.Int64 // of the back end's clock, ns
 	history []event
 	ids     map[queue.ID]int
 	tokens  map[queue.ID]bool // batch tokens seen
@@ -57,9 +58,10 @@ type slot struct {
 func newWorld(p *plan) *world {
 	w := &world{
 		plan: p, start: time.Now(), db: queue.NewMemory(), fast: state.NewMemory(), durable: state.NewMemory(),
-		rules: throttle.NewMemoryRules(), offset: p.offset, ids: make(map[queue.ID]int), tokens: make(map[queue.ID]bool),
+		rules: throttle.NewMemoryRules(), ids: make(map[queue.ID]int), tokens: make(map[queue.ID]bool),
 		seen: make(map[int]int), slots: make([]slot, len(p.procs)), fired: make(map[faultKind]int),
 	}
+	w.offset.Store(int64(p.offset))
 	if p.lone {
 		w.fast = w.durable
 	}
@@ -67,7 +69,7 @@ func newWorld(p *plan) *world {
 }
 
 // now returns the back end's clock.
-func (w *world) now() time.Time { return time.Now().Add(w.offset) }
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.offset.Load())) }
 
 // note appends to the history. The mutex is held.
 func (w *world) note(e event) {
@@ -149,7 +151,13 @@ func (w *world) insert(i, j int) {
 		pass(100 * time.Millisecond)
 		p = w.running(w.plan.msgs[i].proc)
 	}
-	if p == nil || p.writer == nil {
+	if p == nil {
+		return
+	}
+	w.mu.Lock()
+	writer := p.writer
+	w.mu.Unlock()
+	if writer == nil {
 		return
 	}
 	var msgs []*queue.Message
@@ -159,15 +167,15 @@ func (w *world) insert(i, j int) {
 			Destination: m.dest, Lane: m.lane, Priority: queue.Level(m.level), Body: fmt.Appendf(nil, "m%d", n+1), Hold: m.hold,
 		}
 		if m.delay > 0 {
-			msg.ReadyAt = p.writer.Now().Add(m.delay).Truncate(time.Microsecond)
+			msg.ReadyAt = writer.Now().Add(m.delay).Truncate(time.Microsecond)
 		}
 		if m.expires > 0 {
-			msg.ExpiresAt = p.writer.Now().Add(m.expires).Truncate(time.Microsecond)
+			msg.ExpiresAt = writer.Now().Add(m.expires).Truncate(time.Microsecond)
 		}
 		w.tell(event{kind: kAsked, proc: p.id, msg: n + 1, dest: m.dest, stamp: queue.Micros(msg.ReadyAt)})
 		msgs = append(msgs, msg)
 	}
-	err := p.writer.Insert(p.ctx, msgs...)
+	err := writer.Insert(p.ctx, msgs...)
 	for n := i; n < j; n++ {
 		e := event{kind: kInserted, proc: p.id, msg: n + 1}
 		if err != nil {
@@ -235,7 +243,7 @@ func (w *world) fault(f fault) {
 		}
 		w.fast.Wipe(w.lastUse())
 	case fStep:
-		w.offset += f.dur
+		w.offset.Add(int64(f.dur))
 	case fSkew:
 		s.skew = f.dur
 		if f.phase == 0 {
