@@ -302,7 +302,7 @@ func (c *conn) giveBack() {
 	c.srv.stats.Subscriptions.Add(-int64(subs.n))
 	c.endInBackground(ends)
 	if inbox != nil {
+		cancel() // first: an inbox that ends by itself is an error to tell
 		_ = inbox.Close()
-		cancel()
 	}
 }

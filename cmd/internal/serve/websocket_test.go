@@ -75,8 +75,8 @@ func TestWebSocketText(t *testing.T) {
 	}
 	say(websocket.MessageText, "DISCONNECT\nreceipt:bye\n\n@")
 	hear(websocket.MessageText, "RECEIPT\n")
-	if _, _, err := ws.Read(ctx); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
-		t.Errorf("after DISCONNECT: %v", err)
+	if _, text, err := ws.Read(ctx); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
+		t.Errorf("after DISCONNECT: %q, %v", text, err)
 	}
 }
 
