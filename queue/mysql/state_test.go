@@ -1,10 +1,12 @@
 package mysql_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,20 +125,11 @@ func TestStateSurvivesCutConnections(t *testing.T) {
 	c.Addr = proxy.Addr
 	cut := must[*mysql.Store](t)(mysql.Open(t.Context(), c))
 	defer cut.Close()
-	done := make(chan struct{})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var through atomic.Int64
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(7 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				proxy.Drop()
-			}
-		}
-	})
+	wg.Go(func() { often(proxy.Drop)(ctx, &through) })
 	const rounds = 300
 	keys := []string{"x", "y"}
 	var counted [2]int
@@ -147,12 +140,13 @@ func TestStateSurvivesCutConnections(t *testing.T) {
 			switch {
 			case errs == nil || errs[k] == nil:
 				counted[k]++
+				through.Add(1)
 			case !errors.Is(errs[k], state.ErrUnavailable): // that says: not done
 				t.Error(errs[k])
 			}
 		}
 	}
-	close(done)
+	stop()
 	wg.Wait()
 	if got := readState(t, s.State(), "x", "y"); got[0] != strconv.Itoa(counted[0]) || got[1] != strconv.Itoa(counted[1]) {
 		t.Fatalf("x is %s after %d updates, y is %s after %d", got[0], counted[0], got[1], counted[1])
