@@ -108,7 +108,8 @@ func TestForeignTransaction(t *testing.T) {
 // not in WAL mode, while the application writes.
 func TestOpenBesideTransaction(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app.db")
-	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate")
+	// Its COMMIT may meet Open while that reads.
+	db, err := sql.Open("sqlite", "file:"+path+"?_txlock=immediate&_pragma=busy_timeout(20000)")
 	if err != nil {
 		t.Fatal(err)
 	}
