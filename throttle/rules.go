@@ -85,11 +85,7 @@ func (r *Rules) Hold(destination string) (Hold, bool) {
 func (r *Rules) Note(h Hold) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old, ok := r.holds[h.Destination]; ok {
-		h.Until = later(h.Until, old.Until)
-		h.SupersededBefore = later(h.SupersededBefore, old.SupersededBefore)
-	}
-	r.holds[h.Destination] = h
+	r.extend(h)
 	if r.noted != nil {
 		r.noted[h.Destination] = true
 	}
@@ -157,6 +153,15 @@ func (r *Rules) reloadRules(ctx context.Context) error {
 	return nil
 }
 
+// extend makes a hold known besides the one there may be. The mutex is held.
+func (r *Rules) extend(h Hold) {
+	if old, ok := r.holds[h.Destination]; ok {
+		h.Until = later(h.Until, old.Until)
+		h.SupersededBefore = later(h.SupersededBefore, old.SupersededBefore)
+	}
+	r.holds[h.Destination] = h
+}
+
 func (r *Rules) reloadHolds(ctx context.Context, now time.Time) error {
 	since := r.since
 	if !since.IsZero() {
@@ -175,9 +180,11 @@ func (r *Rules) reloadHolds(ctx context.Context, now time.Time) error {
 	}
 	r.since = now
 	for _, h := range holds {
-		if !noted[h.Destination] { // else what was read may be older: the next reload reads it again
-			r.holds[h.Destination] = h
+		if noted[h.Destination] {
+			r.extend(h) // which of the two is newer, the next reload tells
+			continue
 		}
+		r.holds[h.Destination] = h
 	}
 	maps.DeleteFunc(r.holds, func(_ string, h Hold) bool {
 		return !h.Until.After(now) && h.SupersededBefore.Before(now.Add(-24*time.Hour))

@@ -202,3 +202,20 @@ func TestNoteDuringReload(t *testing.T) {
 		}
 	}
 }
+
+// A shorter hold that is set while holds are read does not hide a longer one of
+// another reader.
+func TestShorterNoteDuringReload(t *testing.T) {
+	ctx, store, now := t.Context(), NewMemoryRules(), time.Unix(1e9, 0)
+	if err := store.PutHold(ctx, now, Hold{Destination: "d", Until: now.Add(time.Hour), Reason: "429"}); err != nil {
+		t.Fatal(err)
+	}
+	var rules *Rules
+	rules = NewRules(slowHolds{store, func() { rules.Note(Hold{Destination: "d", Until: now.Add(time.Second), Reason: "429"}) }}, nil)
+	if err := rules.Reload(ctx, now); err != nil {
+		t.Fatal(err)
+	}
+	if h, ok := rules.Hold("d"); !ok || !h.Until.Equal(now.Add(time.Hour)) {
+		t.Errorf("hold %+v, %v; want one hour", h, ok)
+	}
+}
