@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/mvalve/mvalve/stomp/frame"
 )
@@ -41,6 +42,10 @@ func (b *stompBench) memorySubscriptions(ctx context.Context, name string) error
 			if f, err := c.read(); err != nil || f.Command != frame.Receipt {
 				return fmt.Errorf("%v in place of RECEIPT: %w", f, err)
 			}
+		}
+		// Busy connections borrow buffers, and give them back when they are idle.
+		if err := wait(ctx, 3*time.Second); err != nil {
+			return err
 		}
 		subscribed, err := b.broker.memory(ctx)
 		if err != nil {
