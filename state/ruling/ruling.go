@@ -80,14 +80,10 @@ func Next(ctx context.Context, pipe queue.Store, want, before Ruling) (Ruling, e
 	return want, nil
 }
 
-// Set replaces before, stored as old, by Next(want), and returns what then
-// stands: somebody else may have been quicker.
-func Set(ctx context.Context, pipe queue.Store, meta queue.Meta, old string, want, before Ruling) (Ruling, error) {
-	want, err := Next(ctx, pipe, want, before)
-	if err != nil {
-		return Ruling{}, err
-	}
-	value, err := json.Marshal(want)
+// Set replaces the ruling stored as old by next, which Next made, and returns
+// what then stands: somebody else may have been quicker.
+func Set(ctx context.Context, meta queue.Meta, old string, next Ruling) (Ruling, error) {
+	value, err := json.Marshal(next)
 	if err != nil {
 		return Ruling{}, err
 	}

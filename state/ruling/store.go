@@ -61,7 +61,9 @@ func Default(ctx context.Context, pipe queue.Store, durable state.Store) (state.
 	}
 	r, stored, err := Read(ctx, meta)
 	if err == nil && stored == "" {
-		r, err = Set(ctx, pipe, meta, "", Ruling{Scheme: Queue}, Ruling{})
+		if r, err = Next(ctx, pipe, Ruling{Scheme: Queue}, Ruling{}); err == nil {
+			r, err = Set(ctx, meta, "", r)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read which store counts the limits: %w", err)

@@ -30,10 +30,19 @@ func (f *flakyMeta) SetMeta(ctx context.Context, key, old, value string) (string
 	return f.meta.SetMeta(ctx, key, old, value)
 }
 
+// change makes want the ruling after before.
+func change(ctx context.Context, p *queue.Memory, old string, want, before Ruling) (Ruling, error) {
+	next, err := Next(ctx, p, want, before)
+	if err != nil {
+		return Ruling{}, err
+	}
+	return Set(ctx, p, old, next)
+}
+
 // follower returns a limiter of p whose stores are in memory and told apart by epoch.
 func follower(t *testing.T, p *queue.Memory) (*Store, *flakyMeta) {
 	t.Helper()
-	first, err := Set(t.Context(), p, p, "", Ruling{Scheme: Queue}, Ruling{})
+	first, err := change(t.Context(), p, "", Ruling{Scheme: Queue}, Ruling{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +80,7 @@ func TestStoreFollowsTheRuling(t *testing.T) {
 			t.Fatalf("%+v", e)
 		}
 		moved := time.Now()
-		if _, err := Set(t.Context(), p, p, stored(t, p), Ruling{Scheme: Queue}, l.stands); err != nil {
+		if _, err := change(t.Context(), p, stored(t, p), Ruling{Scheme: Queue}, l.stands); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(recheckAfter + time.Millisecond) // in the bubble this takes no time
@@ -138,7 +147,7 @@ func TestDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Set(t.Context(), p, p, text, Ruling{Scheme: Memcached, Servers: []string{"cache:1"}}, first); err != nil {
+	if _, err := change(t.Context(), p, text, Ruling{Scheme: Memcached, Servers: []string{"cache:1"}}, first); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Default(t.Context(), p, durable); !errors.Is(err, queue.ErrRefused) || !strings.Contains(err.Error(), "memcached://cache:1") {

@@ -142,18 +142,18 @@ func (p *Pipe) Move(ctx context.Context, wanted string) (Ruling, bool, error) {
 
 // setRuling replaces before, stored as old, and returns what then stands.
 func (p *Pipe) setRuling(ctx context.Context, meta queue.Meta, old string, want, before Ruling) (Ruling, error) {
-	if want.Scheme == ruling.Memcached { // a pipe whose limits nobody can count would stand still
-		next, err := ruling.Next(ctx, p.Store, want, before)
-		if err != nil {
-			return Ruling{}, err
-		}
+	next, err := ruling.Next(ctx, p.Store, want, before)
+	if err != nil {
+		return Ruling{}, err
+	}
+	if next.Scheme == ruling.Memcached { // a pipe whose limits nobody can count would stand still
 		probe, err := p.openState(ctx, next)
 		if err != nil {
 			return Ruling{}, fmt.Errorf("state %s: %w; check that the servers run and the addresses are right", want, err)
 		}
 		_ = probe.Close()
 	}
-	return ruling.Set(ctx, p.Store, meta, old, want, before)
+	return ruling.Set(ctx, meta, old, next)
 }
 
 // refuseLive returns an error of exit code 78 when another reader is alive.

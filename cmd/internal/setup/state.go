@@ -11,6 +11,12 @@ import (
 	"github.com/mvalve/mvalve/state/ruling"
 )
 
+// OpenLimiter opens the store that r names and follows the pipe's ruling. The
+// caller closes it before the pipe.
+func (p *Pipe) OpenLimiter(ctx context.Context, r Ruling) (*ruling.Store, error) {
+	return ruling.Open(ctx, p.Store, r, p.openState)
+}
+
 // openState opens the store that a ruling names.
 func (p *Pipe) openState(ctx context.Context, r Ruling) (state.Store, error) {
 	switch r.Scheme {
