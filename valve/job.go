@@ -115,19 +115,13 @@ func (r *Reader) takePermits(ctx context.Context, j *job) {
 		if it.limited {
 			reqs = append(reqs, throttle.Request{
 				Destination: it.d.name, Limit: it.limit, Version: it.d.rule.Version, Was: it.d.rule.Was,
-				Changed: it.d.rule.Changed, Want: len(it.entries), Hold: it.hold, Charge: it.charge,
+				Changed: it.d.rule.Changed, Want: len(it.entries), Lead: j.lead, Hold: it.hold, Charge: it.charge,
 			})
 			asked = append(asked, it)
 		}
 	}
 	if len(reqs) == 0 {
 		return
-	}
-	r.mu.Lock()
-	needs := r.leads[j.class].estimate()
-	r.mu.Unlock()
-	for i := range reqs {
-		reqs[i].Lead = needs
 	}
 	now := r.clock.Now()
 	grants := r.limiter.Take(ctx, now, reqs)

@@ -71,6 +71,7 @@ type item struct {
 // job is one round trip to the limiter and one to the store.
 type job struct {
 	class class
+	lead  time.Duration // what its like needed lately from asking to dispatch
 	items []*item
 	n     int
 }
@@ -300,7 +301,7 @@ func (r *Reader) pick(now time.Time) []*job {
 			turn = 1
 		}
 		if open[c] == nil {
-			open[c] = &job{class: c}
+			open[c] = &job{class: c, lead: r.leads[c].estimate()}
 		}
 		n := r.choose(open[c], d, sub, min(room, r.room(c, d.weight()), turn*max(1, d.rule.Weight)), now)
 		if n == 0 && d.open != nil {
