@@ -228,7 +228,7 @@ func (r *Reader) rest() {
 	case len(r.buf) == smallBuffer || len(r.buf) == largeBuffer && r.last > smallBuffer/2:
 		return
 	}
-	r.release()
+	r.returnBuffer()
 	r.buf = r.small
 	clear(r.frame.Header[:cap(r.frame.Header)])
 	if cap(r.lines) > 32 {
@@ -279,11 +279,12 @@ func (r *Reader) grow() {
 		buf = make([]byte, 2*len(r.buf))
 	}
 	copy(buf, r.buf[:r.end])
-	r.release()
+	r.returnBuffer()
 	r.buf = buf
 }
 
-func (r *Reader) release() {
+// returnBuffer gives a borrowed buffer back.
+func (r *Reader) returnBuffer() {
 	if len(r.buf) == largeBuffer {
 		largeBuffers.Put((*[largeBuffer]byte)(r.buf))
 	}
