@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,7 +136,7 @@ func (h *harness) open() {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.stop = cancel
 	for i := range 2 {
-		name, address := fmt.Sprint("broker", i), freeAddress(t)
+		name, address := fmt.Sprint("broker", i), testserver.FreeAddress(t)
 		h.brokers = append(h.brokers, h.start(name, nil, "mvalve", append([]string{"serve", "--stomp", address, "--http", "off"}, reader...)...))
 		h.proxies["stomp "+name] = testserver.NewProxy(t, address)
 		d := &door{name: name, address: h.proxies["stomp "+name].Addr, ledger: h.ledger, orders: make(chan *order, 40)}
@@ -187,21 +186,6 @@ case "$MVALVE_MESSAGE_ATTEMPT ${body%% *}" in "1 "*3) code=75 ;; esac
 printf '%s %s %s %s\n' "$MVALVE_MESSAGE_ID" "$MVALVE_MESSAGE_DISPATCHED_AT" "$code" "${body%% *}" >>"$MVALVE_CHAOS_LEDGER"
 exit $code
 `
-
-// freeAddress is one whose port the system does not give to outgoing connections,
-// so that it is still free after the broker there was killed.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000))
-		if l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address); err == nil {
-			l.Close()
-			return address
-		}
-	}
-	t.Fatal("no free port")
-	return ""
-}
 
 // waiting is how many messages of each destination are in the pipe, and how many
 // are dead letters.

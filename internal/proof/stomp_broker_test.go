@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mvalve/mvalve/internal/testserver"
 )
 
 // broker is a process `mvalve serve`.
@@ -29,24 +29,9 @@ type broker struct {
 // newBroker starts a broker on a pipe.
 func newBroker(t *testing.T, p *pipe, args ...string) *broker {
 	t.Helper()
-	b := &broker{p: p, args: args, address: freeAddress(t)}
+	b := &broker{p: p, args: args, address: testserver.FreeAddress(t)}
 	b.start(t)
 	return b
-}
-
-// freeAddress is one whose port the system does not give to outgoing connections,
-// so that it is still free after the broker there was killed.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.N(12000))
-		if l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address); err == nil {
-			l.Close()
-			return address
-		}
-	}
-	t.Fatal("no free port")
-	return ""
 }
 
 var debugLine = regexp.MustCompile(`debug on ([0-9.:]+):`)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/mvalve/mvalve/internal/testserver"
 )
 
 // webResident bounds the memory of a broker whose HTTP address is attacked.
@@ -40,7 +42,7 @@ const upgrade = "GET /stomp HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\
 // a client that behaves does not notice, and nothing is left when they are gone.
 func TestHostileWeb(t *testing.T) {
 	onLinux(t)
-	web := freeAddress(t)
+	web := testserver.FreeAddress(t)
 	b := newBroker(t, newPipe(t, onSQLite), "--http", web, "--connect-timeout", hostileTimeout.String())
 	useWeb(t, web, 0)
 	goroutines, files := b.goroutines(t), b.files(t)

@@ -55,6 +55,19 @@ func NewProxy(tb testing.TB, target string) *Proxy {
 	return p
 }
 
+// FreeAddress returns an address of 127.0.0.1 where nobody listens, whose port the
+// system does not give to outgoing connections: it stays free while a server
+// there is started again.
+func FreeAddress(tb testing.TB) string {
+	tb.Helper()
+	l, err := listenKept()
+	if err != nil {
+		tb.Fatalf("no free port: %v", err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
 // listenKept listens on a port that the system does not give to outgoing
 // connections, so that it is still free after a Cut.
 func listenKept() (net.Listener, error) {
