@@ -68,6 +68,7 @@ var rules = []rule{
 	// Internals.
 	{"internal/sqlstore", ports},
 	{"internal/checker", nil},
+	{"internal/stomptest", []string{"stomp/frame"}},
 	{"internal/archtest", nil},
 	{"internal/foreign/...", []string{"internal/foreign", "internal/testserver/locate"}},
 	{"internal/testserver/...", []string{"internal/testserver/...", "github.com/go-sql-driver/mysql"}},

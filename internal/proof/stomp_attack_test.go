@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/mvalve/mvalve/internal/stomptest"
 )
 
 // slowConsumers never read what they subscribed to. Others get it when they go.
@@ -27,7 +29,7 @@ func slowConsumers(t *testing.T, s *siege) {
 	published := time.Since(began) - sent
 	measure(s.span)
 	for _, c := range slow {
-		c.nc.Close()
+		c.Close()
 	}
 	began = time.Now()
 	s.drain(t, "slow", n)
@@ -40,8 +42,8 @@ func slowConsumers(t *testing.T, s *siege) {
 func halfOpen(t *testing.T, s *siege) {
 	const n, size, interval = 2000, 4 << 10, time.Second
 	roomy, full := s.dial(t, "heart-beat:1000,1000"), s.subscribeAndSleep(t, "/queue/full", "heart-beat:1000,1000")
-	roomy.add("SUBSCRIBE", "", "destination:/queue/roomy", "id:0", "ack:client-individual")
-	if err := roomy.flush(); err != nil {
+	roomy.Add("SUBSCRIBE", "", "destination:/queue/roomy", "id:0", "ack:client-individual")
+	if err := roomy.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -49,7 +51,7 @@ func halfOpen(t *testing.T, s *siege) {
 	s.fill(t, "/queue/full", n, size)
 	filled := time.Since(began)
 	for {
-		if _, err := roomy.read(); err != nil {
+		if _, err := roomy.Next(); err != nil {
 			break
 		}
 	}
@@ -62,7 +64,7 @@ func halfOpen(t *testing.T, s *siege) {
 	if closed > 3*interval+margin || again > 3*interval+2*margin {
 		t.Errorf("closed after %v, again after %v", closed, again)
 	}
-	full.nc.Close()
+	full.Close()
 }
 
 // flood sends small messages as fast as it can without asking for receipts.
@@ -83,9 +85,9 @@ func (s *siege) flood(t *testing.T, queue string, connections, batch, size int) 
 		floods.Go(func() {
 			for end := time.Now().Add(s.span); time.Now().Before(end); sent.Add(int64(batch)) {
 				for range batch {
-					c.add("SEND", body, "destination:/queue/"+queue)
+					c.Add("SEND", body, "destination:/queue/"+queue)
 				}
-				if err := c.flush(); err != nil {
+				if err := c.Flush(); err != nil {
 					t.Errorf("flood: %v", err)
 					return
 				}
@@ -116,8 +118,8 @@ func slowLoris(t *testing.T, s *siege) {
 	for i := range connections {
 		if i%6 == 0 {
 			c := s.dial(t)
-			t.Cleanup(func() { c.nc.Close() })
-			known = append(known, c.nc)
+			t.Cleanup(func() { c.Close() })
+			known = append(known, c.Conn)
 		} else {
 			strangers = append(strangers, s.raw(t, "C"))
 		}
@@ -170,7 +172,7 @@ func tooMany(t *testing.T, s *siege) {
 	refused := 0
 	for range hostileConnections + excess {
 		c, err := dialSTOMP(t.Context(), s.b.address)
-		switch said := (*errorFrame)(nil); {
+		switch said := (*stomptest.Error)(nil); {
 		case err == nil:
 			in = append(in, c)
 		case errors.As(err, &said):
@@ -184,14 +186,14 @@ func tooMany(t *testing.T, s *siege) {
 		t.Errorf("only %d were refused", refused)
 	}
 	for _, c := range in {
-		c.nc.Close()
+		c.Close()
 	}
 	waitFor(t, 10*time.Second, "others are let in", func() bool {
 		c, err := dialSTOMP(t.Context(), s.b.address)
 		if err != nil {
 			return false
 		}
-		c.nc.Close()
+		c.Close()
 		return true
 	})
 }
@@ -202,19 +204,19 @@ func giants(t *testing.T, s *siege) {
 	var waiting []*stompClient
 	for range 200 {
 		c := s.dial(t)
-		c.out = append(c.out, "SEND\ndestination:/queue/giant\ncontent-length:16777216\n\nsome bytes"...)
-		if err := c.flush(); err != nil {
+		c.Out = append(c.Out, "SEND\ndestination:/queue/giant\ncontent-length:16777216\n\nsome bytes"...)
+		if err := c.Flush(); err != nil {
 			t.Fatal(err)
 		}
 		waiting = append(waiting, c)
 	}
 	for _, length := range []string{"16777217", "99999999999", "18446744073709551616", "-1"} {
 		c := s.dial(t)
-		c.add("SEND", "", "destination:/queue/giant", "content-length:"+length)
-		if _, err := c.ask(); !errors.As(err, new(*errorFrame)) {
+		c.Add("SEND", "", "destination:/queue/giant", "content-length:"+length)
+		if _, err := c.Ask(); !errors.As(err, new(*stomptest.Error)) {
 			t.Errorf("content-length %s: %v in place of ERROR", length, err)
 		}
-		c.nc.Close()
+		c.Close()
 	}
 	measure(s.span)
 	after, _ := s.b.resident()
@@ -223,7 +225,7 @@ func giants(t *testing.T, s *siege) {
 		t.Errorf("what was announced cost %s", inMiB(after-before))
 	}
 	for _, c := range waiting {
-		c.nc.Close()
+		c.Close()
 	}
 }
 
@@ -238,16 +240,16 @@ func endlessHeaders(t *testing.T, s *siege) {
 		}
 		attackers.Go(func() {
 			go func() {
-				for _, err := c.nc.Write([]byte("SEND\n")); err == nil; {
-					_, err = c.nc.Write(line)
+				for _, err := c.Write([]byte("SEND\n")); err == nil; {
+					_, err = c.Write(line)
 				}
 			}()
-			_, err := c.read()
-			if !errors.As(err, new(*errorFrame)) {
+			_, err := c.Next()
+			if !errors.As(err, new(*stomptest.Error)) {
 				t.Errorf("endless headers: %v in place of ERROR", err)
 			}
-			_, _ = io.Copy(io.Discard, c.nc) // until the broker has closed
-			c.nc.Close()
+			_, _ = io.Copy(io.Discard, c.Conn) // until the broker has closed
+			c.Close()
 		})
 	}
 	attackers.Wait()
@@ -268,9 +270,9 @@ func otherProtocols(t *testing.T, s *siege) {
 		}
 	}
 	c := s.dial(t)
-	c.add("CONNECT", "")
-	if f, err := c.ask(); err == nil {
+	c.Add("CONNECT", "")
+	if f, err := c.Ask(); err == nil {
 		t.Errorf("a second CONNECT is answered by %v", f.Command)
 	}
-	c.nc.Close()
+	c.Close()
 }

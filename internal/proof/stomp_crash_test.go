@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mvalve/mvalve/internal/stomptest"
 	"github.com/mvalve/mvalve/stomp/frame"
 )
 
@@ -42,7 +43,7 @@ func (c *crowd) keep(ctx context.Context, work func(context.Context, *stompClien
 			return
 		}
 		err := work(ctx, client)
-		client.nc.Close()
+		client.Close()
 		if ctx.Err() == nil {
 			c.ledger.ended(err)
 		}
@@ -56,17 +57,17 @@ func (c *crowd) produce(queue string, batch int) func(context.Context, *stompCli
 		for ctx.Err() == nil {
 			for range batch {
 				body := strconv.FormatInt(c.serial.Add(1), 10)
-				client.add("SEND", body, "destination:/queue/"+queue, "receipt:"+body)
+				client.Add("SEND", body, "destination:/queue/"+queue, "receipt:"+body)
 			}
-			if err := client.flush(); err != nil {
+			if err := client.Flush(); err != nil {
 				return err
 			}
 			for range batch {
-				f, err := client.read()
+				f, err := client.Next()
 				if err != nil {
 					return err
 				}
-				c.ledger.receipted(queue, header(f, "receipt-id"))
+				c.ledger.receipted(queue, stomptest.Header(f, "receipt-id"))
 			}
 			measure(5 * time.Millisecond)
 		}
@@ -78,7 +79,7 @@ func (c *crowd) produce(queue string, batch int) func(context.Context, *stompCli
 func (c *crowd) consume(queue, mode string) func(context.Context, *stompClient) error {
 	return c.take(queue, mode, func(client *stompClient, f *frame.Frame) {
 		if mode != "auto" {
-			client.add("ACK", "", "id:"+header(f, "ack"), "receipt:"+string(f.Body))
+			client.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "receipt:"+string(f.Body))
 		}
 	}, func(body string) { c.ledger.acked(queue, body) })
 }
@@ -88,15 +89,15 @@ func (c *crowd) consume(queue, mode string) func(context.Context, *stompClient) 
 func (c *crowd) move(from, to string) func(context.Context, *stompClient) error {
 	return c.take(from, "client-individual", func(client *stompClient, f *frame.Frame) {
 		body := string(f.Body)
-		client.add("BEGIN", "", "transaction:"+body)
+		client.Add("BEGIN", "", "transaction:"+body)
 		if rand.N(2) == 0 {
-			client.add("SEND", body, "destination:/queue/"+to, "transaction:"+body)
-			client.add("ACK", "", "id:"+header(f, "ack"), "transaction:"+body)
+			client.Add("SEND", body, "destination:/queue/"+to, "transaction:"+body)
+			client.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "transaction:"+body)
 		} else {
-			client.add("ACK", "", "id:"+header(f, "ack"), "transaction:"+body)
-			client.add("SEND", body, "destination:/queue/"+to, "transaction:"+body)
+			client.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "transaction:"+body)
+			client.Add("SEND", body, "destination:/queue/"+to, "transaction:"+body)
 		}
-		client.add("COMMIT", "", "transaction:"+body, "receipt:"+body)
+		client.Add("COMMIT", "", "transaction:"+body, "receipt:"+body)
 	}, func(body string) {
 		c.ledger.acked(from, body)
 		c.ledger.receipted(to, body)
@@ -106,25 +107,25 @@ func (c *crowd) move(from, to string) func(context.Context, *stompClient) error 
 // take subscribes and handles MESSAGEs and the RECEIPTs named by their bodies.
 func (c *crowd) take(queue, mode string, message func(*stompClient, *frame.Frame), receipt func(body string)) func(context.Context, *stompClient) error {
 	return func(ctx context.Context, client *stompClient) error {
-		client.add("SUBSCRIBE", "", "destination:/queue/"+queue, "id:0", "ack:"+mode, "prefetch-count:50", "receipt:subscribed")
+		client.Add("SUBSCRIBE", "", "destination:/queue/"+queue, "id:0", "ack:"+mode, "prefetch-count:50", "receipt:subscribed")
 		if _, err := client.receipt("subscribed"); err != nil {
 			return err
 		}
 		for {
-			if !client.frames.Buffered() || len(client.out) > 8<<10 {
-				if err := client.flush(); err != nil {
+			if !client.Frames.Buffered() || len(client.Out) > 8<<10 {
+				if err := client.Flush(); err != nil {
 					return err
 				}
 			}
-			f, err := client.read()
+			f, err := client.Next()
 			if err != nil {
 				return err
 			}
 			if f.Command == frame.Receipt {
-				receipt(header(f, "receipt-id"))
+				receipt(stomptest.Header(f, "receipt-id"))
 				continue
 			}
-			c.ledger.delivered(queue, string(f.Body), messageID(f))
+			c.ledger.delivered(queue, string(f.Body), stomptest.MessageID(f))
 			message(client, f)
 		}
 	}

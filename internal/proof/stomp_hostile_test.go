@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mvalve/mvalve/internal/stomptest"
 )
 
 const (
@@ -113,9 +115,9 @@ func (s *siege) fill(t *testing.T, destination string, n, size int) {
 	c := s.dial(t)
 	filler := strings.Repeat("x", size)
 	for i := range n {
-		c.add("SEND", fmt.Sprintf("%d %s", i, filler), "destination:"+destination)
+		c.Add("SEND", fmt.Sprintf("%d %s", i, filler), "destination:"+destination)
 		if i%100 == 99 || i == n-1 {
-			if err := c.flush(); err != nil {
+			if err := c.Flush(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -129,16 +131,16 @@ func (s *siege) fill(t *testing.T, destination string, n, size int) {
 func (s *siege) drain(t *testing.T, queue string, n int) {
 	t.Helper()
 	c := s.dial(t)
-	c.add("SUBSCRIBE", "", "destination:/queue/"+queue, "id:0", "ack:client-individual", "prefetch-count:1000")
+	c.Add("SUBSCRIBE", "", "destination:/queue/"+queue, "id:0", "ack:client-individual", "prefetch-count:1000")
 	seen := make(map[string]bool)
 	for len(seen) < n {
-		f, err := c.ask()
+		f, err := c.Ask()
 		if err != nil {
 			t.Fatalf("%d of %d messages of %s came: %v", len(seen), n, queue, err)
 		}
 		number, _, _ := bytes.Cut(f.Body, []byte(" "))
 		seen[string(number)] = true
-		c.add("ACK", "", "id:"+header(f, "ack"))
+		c.Add("ACK", "", "id:"+stomptest.Header(f, "ack"))
 	}
 	if err := c.leave(); err != nil {
 		t.Fatal(err)
@@ -149,10 +151,10 @@ func (s *siege) drain(t *testing.T, queue string, n int) {
 func (s *siege) subscribeAndSleep(t *testing.T, destination string, headers ...string) *stompClient {
 	t.Helper()
 	c := s.dial(t, headers...)
-	if err := c.nc.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+	if err := c.Conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		t.Fatal(err)
 	}
-	c.add("SUBSCRIBE", "", "destination:"+destination, "id:0", "ack:client-individual", "prefetch-count:10000", "receipt:ready")
+	c.Add("SUBSCRIBE", "", "destination:"+destination, "id:0", "ack:client-individual", "prefetch-count:10000", "receipt:ready")
 	if _, err := c.receipt("ready"); err != nil {
 		t.Fatal(err)
 	}

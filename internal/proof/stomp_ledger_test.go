@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/mvalve/mvalve/internal/stomptest"
 )
 
 // fate is what clients know about one message: a body in a queue, sent once.
@@ -72,8 +74,8 @@ func (l *stompLedger) acked(queue, body string) {
 func (l *stompLedger) ended(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if said := (*errorFrame)(nil); errors.As(err, &said) {
-		l.errors[said.message]++
+	if said := (*stomptest.Error)(nil); errors.As(err, &said) {
+		l.errors[said.Message]++
 	}
 	l.dials++
 }

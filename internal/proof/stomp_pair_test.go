@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/mvalve/mvalve/internal/stomptest"
 )
 
 // pair is a producer and a consumer that behave well and measure themselves: a
@@ -40,7 +42,7 @@ func newPair(t *testing.T, b *broker) *pair {
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer.add("SUBSCRIBE", "", "destination:/queue/pair", "id:0", "ack:client-individual", "receipt:ready")
+	consumer.Add("SUBSCRIBE", "", "destination:/queue/pair", "id:0", "ack:client-individual", "receipt:ready")
 	if _, err := consumer.receipt("ready"); err != nil {
 		t.Fatal(err)
 	}
@@ -77,15 +79,15 @@ func (p *pair) produce(ctx context.Context, c *stompClient) error {
 		p.mu.Lock()
 		for range pairBatch {
 			n := strconv.Itoa(len(p.made))
-			c.add("SEND", n, "destination:/queue/pair", "receipt:"+n)
+			c.Add("SEND", n, "destination:/queue/pair", "receipt:"+n)
 			p.made, p.got = append(p.made, time.Now()), append(p.got, 0)
 		}
 		p.mu.Unlock()
-		if err := c.flush(); err != nil {
+		if err := c.Flush(); err != nil {
 			return err
 		}
 		for range pairBatch {
-			if _, err := c.read(); err != nil {
+			if _, err := c.Next(); err != nil {
 				return err
 			}
 		}
@@ -95,7 +97,7 @@ func (p *pair) produce(ctx context.Context, c *stompClient) error {
 // consume takes and acknowledges until the connection ends.
 func (p *pair) consume(c *stompClient) error {
 	for {
-		f, err := c.read()
+		f, err := c.Next()
 		if err != nil {
 			return err
 		}
@@ -107,9 +109,9 @@ func (p *pair) consume(c *stompClient) error {
 		p.got[n]++
 		p.times = append(p.times, time.Since(p.made[n]))
 		p.mu.Unlock()
-		c.add("ACK", "", "id:"+header(f, "ack"))
-		if !c.frames.Buffered() { // only MESSAGEs come here
-			if err := c.flush(); err != nil {
+		c.Add("ACK", "", "id:"+stomptest.Header(f, "ack"))
+		if !c.Frames.Buffered() { // only MESSAGEs come here
+			if err := c.Flush(); err != nil {
 				return err
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mvalve/mvalve/internal/stomptest"
 	"github.com/mvalve/mvalve/stomp/frame"
 )
 
@@ -62,9 +63,9 @@ func TestManyConnections(t *testing.T) {
 	began = time.Now()
 	each(t, n, func(i int) error { // all are out before the first is read
 		c, queue := clients[i], "destination:/queue/many-"
-		c.add("SUBSCRIBE", "", queue+strconv.Itoa(i), "id:0", "ack:client-individual")
-		c.add("SEND", strconv.Itoa(i), queue+strconv.Itoa((i+1)%n), "receipt:sent")
-		return c.flush()
+		c.Add("SUBSCRIBE", "", queue+strconv.Itoa(i), "id:0", "ack:client-individual")
+		c.Add("SEND", strconv.Itoa(i), queue+strconv.Itoa((i+1)%n), "receipt:sent")
+		return c.Flush()
 	})
 	each(t, n, func(i int) error { return clients[i].exchangeOne((i + n - 1) % n) })
 	exchanged := time.Since(began)
@@ -87,7 +88,7 @@ func TestManyConnections(t *testing.T) {
 func (c *stompClient) exchangeOne(want int) error {
 	var sent, got bool
 	for !sent || !got {
-		f, err := c.read()
+		f, err := c.Next()
 		if err != nil {
 			return err
 		}
@@ -99,7 +100,7 @@ func (c *stompClient) exchangeOne(want int) error {
 			return fmt.Errorf("%v %q in place of %d", f.Command, f.Body, want)
 		}
 		got = true
-		c.add("ACK", "", "id:"+header(f, "ack"), "receipt:acked")
+		c.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "receipt:acked")
 	}
 	_, err := c.receipt("acked")
 	return err
@@ -198,11 +199,11 @@ func fillQueues(t *testing.T, b *broker, n int) {
 		}
 		for i := which; i < n; i += connections {
 			number := strconv.Itoa(i)
-			c.add("SEND", number, "destination:/queue/many-"+number)
-			if len(c.out) < 16<<10 {
+			c.Add("SEND", number, "destination:/queue/many-"+number)
+			if len(c.Out) < 16<<10 {
 				continue
 			}
-			if err := c.flush(); err != nil {
+			if err := c.Flush(); err != nil {
 				return err
 			}
 		}
@@ -218,7 +219,7 @@ func drainQueues(t *testing.T, b *broker, destination string, n int) (heaviest i
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.add("SUBSCRIBE", "", "destination:"+destination, "id:0", "ack:client-individual", "prefetch-count:1000")
+	c.Add("SUBSCRIBE", "", "destination:"+destination, "id:0", "ack:client-individual", "prefetch-count:1000")
 	done := make(chan error, 1)
 	go func() { done <- c.takeNumbers(n) }()
 	tick := time.NewTicker(shortOrLong(200*time.Millisecond, 2*time.Second))
@@ -240,12 +241,12 @@ func drainQueues(t *testing.T, b *broker, destination string, n int) (heaviest i
 func (c *stompClient) takeNumbers(n int) error {
 	seen := make([]bool, n)
 	for left := n; left > 0; left-- {
-		if !c.frames.Buffered() {
-			if err := c.flush(); err != nil {
+		if !c.Frames.Buffered() {
+			if err := c.Flush(); err != nil {
 				return err
 			}
 		}
-		f, err := c.read()
+		f, err := c.Next()
 		if err != nil {
 			return fmt.Errorf("%d to come: %w", left, err)
 		}
@@ -254,7 +255,7 @@ func (c *stompClient) takeNumbers(n int) error {
 			return fmt.Errorf("%v %q: not for the first time (%w)", f.Command, f.Body, err)
 		}
 		seen[number] = true
-		c.add("ACK", "", "id:"+header(f, "ack"))
+		c.Add("ACK", "", "id:"+stomptest.Header(f, "ack"))
 	}
 	return c.leave()
 }
