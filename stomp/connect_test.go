@@ -245,10 +245,11 @@ func TestHeartBeatNegotiation(t *testing.T) {
 		{"1.2", "heart-beat:1000,1000", "20000,20000"},
 		{"1.1", "heart-beat:0,1000", "20000,0"}, // I2
 		{"1.2", "heart-beat:1000,0", "0,20000"},
-		{"1.2", "x:y", "0,0"},               // S56
-		{"1.0", "heart-beat:1000,1000", ""}, // S65
-		{"1.0", "heart-beat:rubbish", ""},   // S65
-		{"1.2", "heart-beat:2147483647,0", "0,20000"},
+		{"1.2", "x:y", "0,0"},                            // S56
+		{"1.0", "heart-beat:1000,1000", ""},              // S65
+		{"1.0", "heart-beat:rubbish", ""},                // S65
+		{"1.2", "heart-beat:60000,30000", "30000,60000"}, // go-stomp waits for RECEIPTs as long as the second
+		{"1.2", "heart-beat:2147483647,0", "0,2147483647"},
 	} {
 		c := b.dial()
 		c.write("CONNECT\naccept-version:" + tt.version + "\n" + tt.sent + "\n\n\x00")

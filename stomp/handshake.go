@@ -68,14 +68,16 @@ func appendConnected(dst []byte, c *conn, sends, wants int64) []byte {
 	dst = frame.AppendHeader(dst, 0, "server", c.srv.cfg.Name)      // S52
 	if c.version > frame.V10 {
 		// Only beats that are really sent or wanted are announced: some clients
-		// start a timer for whatever the header says (I2).
+		// start a timer for whatever the header says (I2). For the same reason the
+		// intervals are those agreed on, not ours: go-stomp gives a RECEIPT no
+		// longer than the second number.
 		least := c.srv.cfg.HeartBeat.Milliseconds()
 		ours, theirs := int64(0), int64(0)
 		if wants > 0 {
-			ours = least
+			ours = max(least, wants)
 		}
 		if sends > 0 {
-			theirs = least
+			theirs = max(least, sends)
 		}
 		dst = frame.AppendHeader(dst, 0, "heart-beat", strconv.FormatInt(ours, 10)+","+strconv.FormatInt(theirs, 10))
 	}
