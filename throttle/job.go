@@ -70,8 +70,10 @@ func (l *Limiter) newJob(req *Request, grant *Grant, now time.Time) *job {
 	return j
 }
 
+// was returns what the destination was held to before, the zero Limit if nothing
+// did or nobody knows.
 func (j *job) was() Limit {
-	if j.req.Was == nil {
+	if j.req == nil || j.req.Was == nil {
 		return Limit{}
 	}
 	return *j.req.Was
@@ -141,7 +143,7 @@ func (j *job) load(r *ring, old state.Entry) (dirty, ok bool) {
 		j.limiter.log.Error("limiter state is malformed; its window counts as used up",
 			"destination", j.dest, "bytes", len(old.Data))
 		j.loadUnknown(r)
-		r.full(j.now + r.limit.slack() + r.limit.longestRun())
+		r.full(j.now+r.limit.slack()+r.limit.longestRun(), j.was())
 		return true, true
 	}
 	if j.req == nil {
@@ -234,7 +236,7 @@ func (j *job) loseUntil(r *ring, lost time.Time) {
 		at = max(at, r.entries[n-1].hi)
 	}
 	if !j.limit.IsNone() && at+j.limit.window() > j.now {
-		r.full(at)
+		r.full(at, j.was())
 	}
 	if closed := at + int64(j.req.Hold/time.Microsecond); j.req.Hold > 0 && closed > j.now {
 		r.closed = max(r.closed, closed)
@@ -264,13 +266,13 @@ func (j *job) fence(old state.Entry) []byte {
 		*r = ring{limit: j.was(), era: j.now, high: j.now}
 		if !old.Lost.IsZero() && !r.limit.IsNone() {
 			if at := old.Lost.UnixMicro() + maxEasy + maxAsked; at+j.limit.window() > j.now {
-				r.full(at)
+				r.full(at, j.was())
 				j.otherState = r
 			}
 		}
 	case r.decode(old.Data) != nil:
 		*r = ring{limit: j.limit, era: j.now, high: j.now}
-		r.full(j.now)
+		r.full(j.now, j.was())
 		j.otherState = r
 	case r.version > j.req.Version:
 		j.stale = true

@@ -7,48 +7,184 @@ import (
 	"github.com/mvalve/mvalve/state"
 )
 
+// changing is one destination whose limit changes often.
+type changing struct {
+	t             *testing.T
+	start         time.Time
+	rules         *MemoryRules
+	fast, durable *state.Memory
+	sent          []time.Duration // dispatches, from start on
+}
+
+func newChanging(t *testing.T) *changing {
+	return &changing{t: t, start: time.Unix(1e9, 0), rules: NewMemoryRules(), fast: state.NewMemory(), durable: state.NewMemory()}
+}
+
+// set changes the limit; "" takes it away.
+func (c *changing) set(after time.Duration, limit string) {
+	c.t.Helper()
+	var err error
+	if now := c.start.Add(after); limit == "" {
+		_, err = RemoveLimit(c.t.Context(), c.rules, now, "d")
+	} else {
+		_, err = SetLimit(c.t.Context(), c.rules, now, "d", mustLimit(c.t, limit))
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *changing) reader() *Limiter { return NewLimiter(Config{Fast: c.fast, Durable: c.durable}) }
+
+// known returns the rules as they are now.
+func (c *changing) known() *Rules {
+	c.t.Helper()
+	r := NewRules(c.rules, nil)
+	if err := r.Reload(c.t.Context(), c.start); err != nil {
+		c.t.Fatal(err)
+	}
+	return r
+}
+
+// take dispatches what the limiter permits by the rules, up to want.
+func (c *changing) take(l *Limiter, r *Rules, after time.Duration, want int) int {
+	c.t.Helper()
+	res, now := r.Resolve("d"), c.start.Add(after)
+	g := l.Take(c.t.Context(), now, []Request{{
+		Destination: "d", Limit: res.Limit, Version: res.Version, Was: res.Was, Changed: res.Changed, Want: want,
+	}})[0]
+	if g.Err != nil || g.Stale {
+		c.t.Fatalf("Take: %+v", g)
+	}
+	for _, p := range g.Permits {
+		l.Dispatched(p, p.At)
+		c.sent = append(c.sent, p.At.Sub(c.start))
+	}
+	return len(g.Permits)
+}
+
+// now is take by a new reader that knows the latest rules.
+func (c *changing) now(after time.Duration, want int) int {
+	c.t.Helper()
+	l := c.reader()
+	n := c.take(l, c.known(), after, want)
+	l.Drain(c.t.Context(), c.start.Add(after))
+	return n
+}
+
+// within fails the test if a window that ends after since holds more than most
+// dispatches.
+func (c *changing) within(window time.Duration, most int, since time.Duration) {
+	c.t.Helper()
+	for i, last := range c.sent {
+		n := 0
+		if last < since {
+			continue
+		}
+		for _, at := range c.sent[:i+1] {
+			if at > last-window {
+				n++
+			}
+		}
+		if n > most {
+			c.t.Errorf("%d dispatches within %v, at most %d are allowed: %v", n, window, most, c.sent)
+			return
+		}
+	}
+}
+
 // A limit that was in force for a moment only must not hide what the one before it
 // counted in the other store.
 func TestTwoChangesAtOnce(t *testing.T) {
-	ctx, start := t.Context(), time.Unix(1e9, 0)
-	store, fast, durable := NewMemoryRules(), state.NewMemory(), state.NewMemory()
-	set := func(after time.Duration, limit string) {
-		t.Helper()
-		if _, err := SetLimit(ctx, store, start.Add(after), "d", mustLimit(t, limit)); err != nil {
-			t.Fatal(err)
-		}
+	c := newChanging(t)
+	c.set(-time.Hour, "2/90s")
+	old, slow := c.known(), c.reader()
+	c.set(300*time.Millisecond, "10/100ms")
+	c.set(500*time.Millisecond, "2/1s")
+	if n := c.take(slow, old, 600*time.Millisecond, 2); n != 2 {
+		t.Fatalf("%d permits by the rules of before", n)
 	}
-	rules := func() *Rules {
-		t.Helper()
-		r := NewRules(store, nil)
-		if err := r.Reload(ctx, start); err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
-	take := func(l *Limiter, r *Rules, after time.Duration) []Permit {
-		t.Helper()
-		res, now := r.Resolve("d"), start.Add(after)
-		g := l.Take(ctx, now, []Request{{
-			Destination: "d", Limit: res.Limit, Version: res.Version, Was: res.Was, Changed: res.Changed, Want: 2,
-		}})[0]
-		if g.Err != nil || g.Stale {
-			t.Fatalf("Take: %+v", g)
-		}
-		for _, p := range g.Permits {
-			l.Dispatched(p, p.At)
-		}
-		return g.Permits
-	}
+	c.now(700*time.Millisecond, 2)
+	c.within(time.Second, 2, 0)
+}
 
-	set(-time.Hour, "2/90s")
-	old, slow := rules(), NewLimiter(Config{Fast: fast, Durable: durable})
-	set(300*time.Millisecond, "10/100ms")
-	set(500*time.Millisecond, "2/1s")
-	if got := take(slow, old, 600*time.Millisecond); len(got) != 2 {
-		t.Fatalf("%d permits by the rules of before", len(got))
+// A small limit in between needs only a part of the past to wait; a larger one that
+// follows must not take the rest for empty.
+func TestSmallLimitBetween(t *testing.T) {
+	c := newChanging(t)
+	c.set(-time.Hour, "4/300ms")
+	for _, at := range []time.Duration{0, 310, 320, 330} {
+		c.now(at*time.Millisecond, 4)
 	}
-	for _, p := range take(NewLimiter(Config{Fast: fast, Durable: durable}), rules(), 700*time.Millisecond) {
-		t.Errorf("a third dispatch within a second, at %v", p.At.Sub(start))
+	l := c.reader() // what it writes forgets what its limit does not count
+	c.take(l, c.known(), 720*time.Millisecond, 1)
+	c.set(725*time.Millisecond, "3/90s")
+	c.now(730*time.Millisecond, 3)
+	c.set(800*time.Millisecond, "10/1s")
+	for at := 810 * time.Millisecond; at < 1700*time.Millisecond; at += 10 * time.Millisecond {
+		c.now(at, 10)
+	}
+	c.within(time.Second, 10, 0)
+	for at := 1700 * time.Millisecond; at < 3*time.Second; at += 10 * time.Millisecond {
+		c.now(at, 10)
+	}
+	c.within(time.Second, 10, 0)
+	if n := len(c.sent); n < 19 {
+		t.Errorf("only %d dispatches in 3 s: %v", n, c.sent)
+	}
+}
+
+// While there is no limit nothing is counted, but what the limit before it let
+// through is not forgotten.
+func TestNoLimitBetween(t *testing.T) {
+	for _, seriesBetween := range []bool{false, true} {
+		c := newChanging(t)
+		c.set(-time.Hour, "3/1s")
+		c.now(0, 3)
+		c.set(100*time.Millisecond, "")
+		if seriesBetween { // is counted even without a limit
+			l, res := c.reader(), c.known().Resolve("d")
+			g := l.Take(t.Context(), c.start.Add(150*time.Millisecond), []Request{{
+				Destination: "d", Version: res.Version, Was: res.Was, Changed: res.Changed, Want: 1, Hold: 10 * time.Millisecond,
+			}})
+			if len(g[0].Permits) != 1 {
+				t.Fatalf("series: %+v", g[0])
+			}
+			l.Dispatched(g[0].Permits[0], g[0].Permits[0].At)
+			l.Drain(t.Context(), c.start.Add(151*time.Millisecond))
+		}
+		c.set(200*time.Millisecond, "3/90s")
+		for at := 210 * time.Millisecond; at < 2*time.Second; at += 50 * time.Millisecond {
+			c.now(at, 3)
+		}
+		c.within(90*time.Second, 3, 0)
+	}
+}
+
+// After a loss of the cache the window counts as used up under the limit of the
+// moment; the limit before it allowed more, which a third one must not forget.
+func TestLossBetweenChanges(t *testing.T) {
+	const ms = time.Millisecond
+	for _, lost := range []time.Duration{345 * ms, 400 * ms, 500 * ms} {
+		for _, again := range []time.Duration{20 * ms, 250 * ms, 310 * ms, 900 * ms} { // soon, and when the ring was pruned
+			c := newChanging(t)
+			c.set(-time.Hour, "4/300ms")
+			c.now(0, 4)
+			c.now(310*ms, 4)
+			c.set(340*ms, "1/300ms strict")
+			c.fast.Wipe(c.start.Add(lost))
+			l := c.reader()
+			for at := lost + 5*ms; at < lost+again; at += 10 * ms {
+				c.take(l, c.known(), at, 1)
+			}
+			c.set(lost+again, "8/1s")
+			for at := lost + again + 5*ms; at < 4*time.Second; at += 10 * ms {
+				c.now(at, 8)
+			}
+			c.within(time.Second, 8, lost+again)
+			if n := len(c.sent); n < 24 {
+				t.Errorf("only %d dispatches in 4 s: %v", n, c.sent)
+			}
+		}
 	}
 }

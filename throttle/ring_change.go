@@ -12,10 +12,19 @@ const longestWindows = 512
 // maxPasts is how many earlier limits a ring remembers.
 const maxPasts = 4
 
-// full makes the window count as used up at the given time.
-func (r *ring) full(at int64) {
+// full makes the window count as used up at the given time. Until then was, too,
+// may have been in force; another limit must not take that for empty.
+func (r *ring) full(at int64, was Limit) {
 	r.entries = append(r.entries[:0], entry{hi: at, n: max(r.limit.Max, 1)})
 	r.total = r.entries[0].n
+	r.forgot = max(r.forgot, at)
+	if !was.IsNone() && was != r.limit {
+		p := past{was.Max, was.window(), at}
+		if !r.limit.IsNone() {
+			p.max, p.window = max(p.max, r.limit.Max), min(p.window, r.limit.window())
+		}
+		r.pasts = []past{p}
+	}
 }
 
 // change puts the ring under another limit at now. Dispatches of the past still
@@ -33,17 +42,16 @@ func (r *ring) change(limit Limit, version, now int64) {
 	r.closer, r.hold = 0, 0
 	r.limit, r.tat = limit, 0
 	r.era = max(r.era+1, r.high)
-	if limit.IsNone() {
-		r.entries, r.total, r.forgot, r.pasts = r.entries[:0], 0, 0, nil
-		return
-	}
 	latest := slices.Clone(r.entries)
 	slices.Reverse(latest)
-	if !old.IsNone() && limit.window() > old.window() {
+	if !limit.IsNone() && (old.IsNone() || limit.window() > old.window()) {
 		latest = r.remember(latest, old, limit)
 	}
 	if !old.IsNone() {
 		r.pushPast(past{old.Max, old.window(), r.high})
+	}
+	if limit.IsNone() { // what was before it is in pasts
+		latest, r.forgot = nil, 0
 	}
 	r.rebuild(latest)
 }
@@ -57,9 +65,11 @@ func (r *ring) remember(latest []entry, old, limit Limit) []entry {
 		bound = max(edge, r.pasts[0].until)
 	}
 	now := past{old.Max, old.window(), top}
-	if limit.window()/old.window() < longestWindows {
+	switch {
+	case old.IsNone(): // nothing counted
+	case limit.window()/old.window() < longestWindows:
 		latest = densest(latest, now, limit.Max, bound)
-	} else {
+	default:
 		latest = densestWindows(latest, now, limit.Max, bound)
 	}
 	for i, p := range r.pasts {
@@ -70,7 +80,21 @@ func (r *ring) remember(latest []entry, old, limit Limit) []entry {
 		p.until = min(p.until, top)
 		latest = densestWindows(latest, p, limit.Max, bound)
 	}
+	r.cut(latest, limit.Max)
 	return latest
+}
+
+// cut notes that the past was followed only until entries, latest first, held
+// enough for the limit: another one must not take what is before for empty.
+// For the limit itself this changes nothing, it waits for the same entry.
+func (r *ring) cut(latest []entry, enough int64) {
+	total := int64(0)
+	for _, e := range latest {
+		total += e.n
+	}
+	if total >= enough {
+		r.forgot = max(r.forgot, latest[len(latest)-1].hi)
+	}
 }
 
 // pushPast notes an earlier limit. Where there are too many, one that allows
@@ -157,6 +181,8 @@ func (r *ring) assume(old Limit, last, now int64) {
 	if old.IsNone() || r.limit.IsNone() || last <= now-r.limit.window() {
 		return
 	}
-	r.rebuild(densestWindows(nil, past{old.Max, old.window(), last}, r.limit.Max, now-r.limit.window()))
+	latest := densestWindows(nil, past{old.Max, old.window(), last}, r.limit.Max, now-r.limit.window())
+	r.cut(latest, r.limit.Max)
+	r.rebuild(latest)
 	r.pasts = []past{{old.Max, old.window(), last}}
 }

@@ -34,12 +34,12 @@ func (l *Limiter) Status(ctx context.Context, now time.Time, destination string,
 		*r = ring{limit: limit}
 		s.Why = "no state"
 		if lost := entries[0].Lost; !lost.IsZero() && !limit.IsNone() && lost.Add(limit.Window()).After(now) {
-			r.full(lost.UnixMicro() + limit.easy() + limit.longestRun())
+			r.full(lost.UnixMicro()+limit.easy()+limit.longestRun(), Limit{})
 			s.Why = "state lost"
 		}
 	case r.decode(entries[0].Data) != nil:
 		*r = ring{limit: limit, high: t}
-		r.full(t)
+		r.full(t, Limit{})
 		s.Why = "state malformed"
 	case r.limit != limit:
 		s.Why = "other limit"
