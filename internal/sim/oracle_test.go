@@ -94,6 +94,7 @@ type oracle struct {
 	trouble []time.Duration // of faults
 	jump    bool            // the clock stepped far: who is behind waits
 	back    bool            // it stepped back
+	ahead   []time.Duration // it stepped far ahead
 	wiped   bool            // the cache forgot
 	ruled   bool            // limits changed
 	dests   []string
@@ -113,6 +114,9 @@ func judge(w *world) []violation {
 	for _, f := range p.faults {
 		o.jump = o.jump || f.kind == fStep && f.dur.Abs() > 100*time.Millisecond
 		o.back = o.back || f.kind == fStep && f.dur < 0
+		if f.kind == fStep && f.dur > 100*time.Millisecond {
+			o.ahead = append(o.ahead, f.at)
+		}
 		o.wiped = o.wiped || f.kind == fWipe
 		o.ruled = o.ruled || f.kind == fLimit
 	}

@@ -87,7 +87,9 @@ func (p *proc) call(ctx context.Context, m method, errs portErrors, effect func(
 	case faulty && f.kind == fNever:
 		return fmt.Errorf("%w: injected, not done", errs.unknown)
 	case faulty && f.kind == fLater && (m == mApply || m == mLease || m == mPutHold):
+		w.owed.Add(1)
 		w.wg.Go(func() {
+			defer w.owed.Add(-1)
 			pass(f.dur)
 			w.mu.Lock()
 			defer w.mu.Unlock()

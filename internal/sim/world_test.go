@@ -41,7 +41,8 @@ type world struct {
 	fired    map[faultKind]int
 	hung     int // deliveries whose lease was left to run out
 	quiet    bool
-	late     bool // what takes effect was given up by its caller
+	late     bool         // what takes effect was given up by its caller
+	owed     atomic.Int32 // effects that are still to come after their callers gave up
 	ending   bool
 	overtime bool
 	wg       sync.WaitGroup
@@ -344,9 +345,10 @@ func (w *world) drain() {
 	begin := time.Now()
 	lifted := false
 	for {
+		last := w.owed.Load() == 0
 		n := w.left()
 		switch since := time.Since(begin); {
-		case n == 0:
+		case n == 0 && last:
 			return
 		case since > w.patience() || w.busy():
 			w.overtime = true
