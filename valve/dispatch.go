@@ -93,6 +93,7 @@ func (r *Reader) lapse(e *entry) {
 // takes the note along that frees its slot. The mutex is held.
 func (r *Reader) unused(d *destination, p throttle.Permit) {
 	r.limiter.Return(p)
+	d.returned++
 	d.notBefore = time.Time{}
 }
 

@@ -112,6 +112,7 @@ type destination struct {
 	ruled      bool      // rule is set
 	notBefore  time.Time // the limiter's answer: asking earlier is useless
 	why        string    // what notBefore waits for
+	returned   uint32    // permits given back so far
 	readySince time.Time // when it last became eligible
 
 	inRing    bool // queued in the normal ring

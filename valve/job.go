@@ -46,18 +46,11 @@ func (r *Reader) run(j *job) {
 	r.takePermits(ctx, j)
 	for try := 1; r.leaseMissing(ctx, j, try < leaseTries); try++ {
 	}
-	r.mu.Lock()
-	now := r.clock.Now()
-	for _, it := range j.items {
-		for _, p := range it.spare {
-			r.unused(it.d, p)
-		}
-	}
-	r.mu.Unlock()
 	r.setHolds(ctx, j)
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	now := r.clock.Now()
 	r.jobs[j.class]--
 	if j.class != unlimited && j.won() {
 		r.leads[j.class].add(time.Since(began))
@@ -111,8 +104,10 @@ func (r *Reader) deliver(it *item, e *entry) {
 func (r *Reader) takePermits(ctx context.Context, j *job) {
 	var reqs []throttle.Request
 	var asked []*item
+	r.mu.Lock()
 	for _, it := range j.items {
 		if it.limited {
+			it.returned = it.d.returned
 			reqs = append(reqs, throttle.Request{
 				Destination: it.d.name, Limit: it.limit, Version: it.d.rule.Version, Was: it.d.rule.Was,
 				Changed: it.d.rule.Changed, Want: len(it.entries), Lead: j.lead, Hold: it.hold, Charge: it.charge,
@@ -120,6 +115,7 @@ func (r *Reader) takePermits(ctx context.Context, j *job) {
 			asked = append(asked, it)
 		}
 	}
+	r.mu.Unlock()
 	if len(reqs) == 0 {
 		return
 	}
@@ -153,6 +149,9 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 	if g.Out {
 		// Permits of other readers are out; one that comes back unused is free.
 		d.notBefore = earlier(d.notBefore, now.Add(askAgain))
+	}
+	if d.returned != it.returned {
+		d.notBefore = time.Time{} // what came back meanwhile may be free, and the answer does not know
 	}
 	if g.Err != nil {
 		r.warnLimiter(now, d.name, g.Err)
@@ -213,8 +212,9 @@ func (r *Reader) leaseMissing(ctx context.Context, j *job, retry bool) bool {
 		r.lease(ctx, refs, wanted, lost)
 	}
 	again := false
+	retry = retry && ctx.Err() == nil
 	for _, it := range j.items {
-		if r.settleLost(it, lost) && retry && ctx.Err() == nil {
+		if r.settleLost(it, lost, retry) && retry {
 			again = r.replace(ctx, it) || again
 		}
 	}
@@ -256,9 +256,9 @@ func (r *Reader) lease(ctx context.Context, refs []queue.Ref, entries []*entry, 
 	}
 }
 
-// settleLost takes the lost entries out of it and keeps their permits as spare.
-// It reports whether there are any.
-func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
+// settleLost takes the lost entries out of it and reports whether there are any.
+// Their permits are kept as spare for replace, if it will come.
+func (r *Reader) settleLost(it *item, lost map[*entry]bool, retry bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	kept := it.entries[:0]
@@ -289,22 +289,38 @@ func (r *Reader) settleLost(it *item, lost map[*entry]bool) bool {
 			it.d.readySince = r.clock.Now().Add(raceWait - othersWait) // somebody else is at it
 		}
 	}
+	switch {
+	case len(it.spare) == 0:
+	case !retry || it.hold > 0 || it.charge || it.d.asking || it.d.pipeline[len(it.d.pipeline)-1] != it:
+		// What a later job has chosen comes before all that could go on these.
+		r.giveUp(it)
+	default:
+		it.d.asking, it.asking = true, true // no other job may choose before replace does
+	}
 	return missing > 0
 }
 
+// giveUp gives the spare permits of it back. The mutex is held.
+func (r *Reader) giveUp(it *item) {
+	for _, p := range it.spare {
+		r.unused(it.d, p)
+	}
+	it.spare = nil
+}
+
 // replace reads the destination's head again and puts its next messages on the
-// spare permits (or, without a limit, leaves them to the next job).
+// spare permits (or, without any, leaves them to the next job).
 func (r *Reader) replace(ctx context.Context, it *item) bool {
 	r.refillNow(ctx, it.d)
-	if len(it.spare) == 0 || it.hold > 0 || it.charge {
-		return false
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(it.spare) == 0 {
+		return false
+	}
 	now := r.clock.Now()
 	hold, _ := r.rules.Hold(it.d.name)
 	took := false
-	for len(it.spare) > 0 && len(it.d.ready) > 0 {
+	for len(it.spare) > 0 && len(it.d.ready) > 0 && it.sub.demand() > 0 {
 		if r.discardHead(it.d, hold, now) {
 			continue
 		}
@@ -318,6 +334,9 @@ func (r *Reader) replace(ctx context.Context, it *item) bool {
 		it.spare = it.spare[1:]
 		took = true
 	}
+	r.giveUp(it)
+	r.asked(it)
+	r.touch(it.d, now)
 	return took
 }
 

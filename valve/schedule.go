@@ -66,6 +66,8 @@ type item struct {
 	done    bool              // leased; waits for earlier items of the destination
 	batch   *batch            // of messages that are being inserted leased
 	pending int               // of those, not yet known to be stored
+	// returned is destination.returned as it was when the limiter was asked.
+	returned uint32
 }
 
 // job is one round trip to the limiter and one to the store.
