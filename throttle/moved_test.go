@@ -113,8 +113,8 @@ func TestTwoChangesAtOnce(t *testing.T) {
 func TestSmallLimitBetween(t *testing.T) {
 	c := newChanging(t)
 	c.set(-time.Hour, "4/300ms")
-	for _, at := range []time.Duration{0, 310, 320, 330} {
-		c.now(at*time.Millisecond, 4)
+	for _, at := range []int{0, 310, 320, 330} {
+		c.now(time.Duration(at)*time.Millisecond, 4)
 	}
 	l := c.reader() // what it writes forgets what its limit does not count
 	c.take(l, c.known(), 720*time.Millisecond, 1)
