@@ -336,7 +336,8 @@ func (x *index) dueSoon(now time.Time) []*destination {
 	return touched
 }
 
-// trim makes room when the index is over its limit: the destinations that may go
+// trim makes room when the index is over its limit: long lists become short, then
+// references that are not due are forgotten, then the destinations that may go
 // last keep their best reference only, and lose that too if it is not enough.
 // eligible tells when a destination may go.
 func (x *index) trim(eligible func(*destination) time.Time) {
@@ -364,7 +365,24 @@ func (x *index) trim(eligible func(*destination) time.Time) {
 				x.dropTail(c.d, keep)
 			}
 		}
+		x.dropSoon(goal)
 	}
+}
+
+// dropSoon forgets references that are not due, those due last first, until the
+// index has no more than goal. The look-ahead finds them again.
+func (x *index) dropSoon(goal int) {
+	n := max(0, len(x.soon)-max(0, x.total-goal))
+	if n == len(x.soon) {
+		return
+	}
+	slices.SortFunc(x.soon, func(a, b *entry) int { return cmp.Compare(a.ref.ReadyAt, b.ref.ReadyAt) }) // a heap, too
+	for _, e := range x.soon[n:] {
+		x.forget(e)
+		x.total--
+	}
+	clear(x.soon[n:])
+	x.soon = x.soon[:n]
 }
 
 // sleep puts d to sleep until at, or moves its wake-up.
