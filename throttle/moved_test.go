@@ -166,25 +166,32 @@ func TestNoLimitBetween(t *testing.T) {
 func TestLossBetweenChanges(t *testing.T) {
 	const ms = time.Millisecond
 	for _, lost := range []time.Duration{345 * ms, 400 * ms, 500 * ms} {
-		for _, again := range []time.Duration{20 * ms, 250 * ms, 310 * ms, 900 * ms} { // soon, and when the ring was pruned
-			c := newChanging(t)
-			c.set(-time.Hour, "4/300ms")
-			c.now(0, 4)
-			c.now(310*ms, 4)
-			c.set(340*ms, "1/300ms strict")
-			c.fast.Wipe(c.start.Add(lost))
-			l := c.reader()
-			for at := lost + 5*ms; at < lost+again; at += 10 * ms {
-				c.take(l, c.known(), at, 1)
-			}
-			c.set(lost+again, "8/1s")
-			for at := lost + again + 5*ms; at < 4*time.Second; at += 10 * ms {
-				c.now(at, 8)
-			}
-			c.within(time.Second, 8, lost+again)
-			if n := len(c.sent); n < 24 {
-				t.Errorf("only %d dispatches in 4 s: %v", n, c.sent)
+		for _, again := range []time.Duration{20 * ms, 250 * ms, 310 * ms, 900 * ms, 1300 * ms} { // soon, and when the ring was pruned
+			for _, window := range []time.Duration{time.Second, 2 * time.Second} {
+				lossBetween(t, lost, lost+again, window)
 			}
 		}
+	}
+}
+
+func lossBetween(t *testing.T, lost, again, window time.Duration) {
+	const ms = time.Millisecond
+	c := newChanging(t)
+	c.set(-time.Hour, "4/300ms")
+	c.now(0, 4)
+	c.now(310*ms, 4)
+	c.set(340*ms, "1/300ms strict")
+	c.fast.Wipe(c.start.Add(lost))
+	l := c.reader()
+	for at := lost + 5*ms; at < again; at += 10 * ms {
+		c.take(l, c.known(), at, 1)
+	}
+	c.set(again, "8/"+window.String())
+	for at := again + 5*ms; at < 5*time.Second; at += 10 * ms {
+		c.now(at, 8)
+	}
+	c.within(window, 8, again)
+	if n := len(c.sent); n < 16 {
+		t.Errorf("only %d dispatches in 5 s: %v", n, c.sent)
 	}
 }
