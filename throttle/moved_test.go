@@ -168,15 +168,19 @@ func TestLossBetweenChanges(t *testing.T) {
 	for _, lost := range []time.Duration{345 * ms, 400 * ms, 500 * ms} {
 		for _, again := range []time.Duration{20 * ms, 250 * ms, 310 * ms, 900 * ms, 1300 * ms} { // soon, and when the ring was pruned
 			for _, window := range []time.Duration{time.Second, 2 * time.Second} {
-				lossBetween(t, lost, lost+again, window)
+				lossBetween(t, lost, lost+again, window, false)
+				lossBetween(t, lost, lost+again, window, true)
 			}
 		}
 	}
 }
 
-func lossBetween(t *testing.T, lost, again, window time.Duration) {
+func lossBetween(t *testing.T, lost, again, window time.Duration, oneStore bool) {
 	const ms = time.Millisecond
 	c := newChanging(t)
+	if oneStore {
+		c.durable = c.fast
+	}
 	c.set(-time.Hour, "4/300ms")
 	c.now(0, 4)
 	c.now(310*ms, 4)
