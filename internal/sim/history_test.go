@@ -68,8 +68,9 @@ type ruleText struct {
 	paused  *bool
 }
 
-// limitText is a limit: at most max in any half-open window (µs). max 0: none.
-type limitText struct{ max, window int64 }
+// limitText is a limit: at most max in any half-open window (µs), and one every
+// pace µs where it is paced. max 0: none.
+type limitText struct{ max, window, pace int64 }
 
 func (e event) String() string {
 	var b strings.Builder

@@ -84,6 +84,11 @@ func (o *oracle) mayGo(dest string, now int64, d time.Duration) bool {
 	if limit.max == 0 {
 		return true
 	}
+	// Emergencies with policy Bypass do not wait for the pace, but take part in it:
+	// many at once keep the others waiting for longer than a window.
+	if limit.pace > 0 && o.pace[dest]-limit.pace > now-d.Microseconds()-permitRoom.Microseconds() {
+		return false
+	}
 	n := int64(0)
 	for _, stamp := range o.sent[dest] {
 		if stamp > now-d.Microseconds()-limit.window-permitRoom.Microseconds() {

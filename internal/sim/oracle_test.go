@@ -64,6 +64,7 @@ type letter struct {
 	overrun   bool       // a settle carried out late may have ended a later lease of the same reader
 	confirmed bool
 	wants     map[int]queue.Verb // how its consumer in a process ends it
+	due       map[int]int64      // what its row said when a process leased it (µs); timed only
 }
 
 // side is what the oracle knows of a process.
@@ -99,12 +100,13 @@ type oracle struct {
 	ruled   bool            // limits changed
 	dests   []string
 	sent    map[string][]int64 // stamps so far
+	pace    map[string]int64   // until when dispatches so far have used up a paced limit
 }
 
 // judge returns what is wrong with a history, at most one violation per rule.
 func judge(w *world) []violation {
 	p, h, overtime := w.plan, w.history, w.overtime
-	o := &oracle{plan: p, h: h, letters: make([]letter, len(p.msgs)+1), sent: make(map[string][]int64)}
+	o := &oracle{plan: p, h: h, letters: make([]letter, len(p.msgs)+1), sent: make(map[string][]int64), pace: make(map[string]int64)}
 	for i := range p.msgs {
 		o.letters[i+1] = letter{n: i + 1, plan: &p.msgs[i]}
 		if !slices.Contains(o.dests, p.msgs[i].dest) {
@@ -247,6 +249,12 @@ func (o *oracle) leased(e *event, m *letter) {
 	o.passedOver(e, m)
 	m.holder, m.until, m.leasedAt = e.proc, e.until, e.at
 	m.leases++
+	if m.due == nil {
+		m.due = make(map[int]int64)
+	}
+	if m.due[e.proc] = 0; m.table == queue.Timed {
+		m.due[e.proc] = m.ready
+	}
 }
 
 // settled takes the end of a lease in.
@@ -323,8 +331,10 @@ func (o *oracle) dispatched(e *event, m *letter) {
 	case m.out && e.stamp < m.outUntil:
 		o.blame(ruleLease, e.at, "m%d is delivered while p%d has it until %s", e.msg, m.outProc, shortTime(m.outUntil))
 	}
-	if e.stamp < m.asked || m.table == queue.Timed && e.stamp < m.ready {
-		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(max(m.ready, m.asked)))
+	// Who lost its lease does not know of a retry by the one who has it now: that
+	// it delivers at all is a matter of the rule "lease".
+	if due := max(m.asked, m.due[e.proc]); e.stamp < due {
+		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(due))
 	}
 	o.inTime(e, m, s)
 	o.returned(m)
@@ -332,6 +342,9 @@ func (o *oracle) dispatched(e *event, m *letter) {
 	m.delivered++
 	s.out++
 	o.sent[e.dest] = append(o.sent[e.dest], e.stamp)
+	if limit, _ := o.ruleAt(e.dest, s.version); limit.pace > 0 {
+		o.pace[e.dest] = max(o.pace[e.dest], e.stamp) + limit.pace
+	}
 }
 
 // inTime: what its reader knew must not have forbidden the delivery.

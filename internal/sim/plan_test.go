@@ -353,4 +353,10 @@ func mustLimit(text string) throttle.Limit {
 	return l
 }
 
-func textOf(l throttle.Limit) limitText { return limitText{l.Max, l.Window().Microseconds()} }
+func textOf(l throttle.Limit) limitText {
+	t := limitText{max: l.Max, window: l.Window().Microseconds()}
+	if l.Mode == throttle.Paced && l.Max > 1 {
+		t.pace = t.window / (l.Max - 1)
+	}
+	return t
+}
