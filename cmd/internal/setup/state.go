@@ -67,11 +67,15 @@ func (p *Pipe) lastUse(ctx context.Context) (time.Time, error) {
 			last = r.SeenAt
 		}
 	}
-	if !last.IsZero() {
-		if last = last.Add(lastWord); last.After(now) {
-			last = now
-		}
-		return last, nil
+	switch {
+	case last.After(now):
+		// The database's clock went back: a reader that has not noticed yet goes
+		// by the time before.
+		return last.Add(lastWord), nil
+	case now.Sub(last) < lastWord:
+		return now, nil
+	case !last.IsZero():
+		return last.Add(lastWord), nil
 	}
 	admin, ok := p.Store.(queue.Admin)
 	if !ok {
