@@ -6,13 +6,14 @@ export CGO_ENABLED ?= 0
 BIN := bin
 FUZZTIME ?= 10s
 ONLY ?=
+FILE ?=
 ROUNDS ?= 1000
 CHAOS_SEED ?=
 PKG ?= ./...
 TESTFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help go build demo test proof chaos sim servers bench fuzz defects lint fmt clean
+.PHONY: help go build demo test proof chaos sim servers bench fuzz defects mutants lint fmt clean
 
 help: ## show this list
 	@echo "mvalve: make TARGET"
@@ -52,6 +53,9 @@ fuzz: go ## run every fuzz target for FUZZTIME (10s)
 
 defects: servers ## put deliberate defects into a copy, one at a time: the tests must catch each
 	@sh build/defects.sh '$(ONLY)'
+
+mutants: go ## change operators in the limiter, ready index and scheduler: the tests must catch 90 %; PKG is throttle or valve, FILE one of its files
+	@sh build/mutants.sh '$(filter throttle valve,$(PKG))' '$(FILE)'
 
 lint: go ## go vet, gofmt and golangci-lint
 	@sh build/lint.sh
