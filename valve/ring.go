@@ -1,5 +1,7 @@
 package valve
 
+import "slices"
+
 // rings are the eligible destinations of one class, in turn.
 type rings struct {
 	normal, express fifo    // express: those with an emergency
@@ -24,24 +26,43 @@ func (q *rings) pop() *destination {
 }
 
 // fifo is a queue of destinations.
-type fifo struct{ items []*destination }
+type fifo struct {
+	items []*destination
+	first int // items before it were taken
+}
 
-func (f *fifo) push(d *destination) { f.items = append(f.items, d) }
-func (f *fifo) len() int            { return len(f.items) }
+// push puts d at the end, or at the front while its turn is not over.
+func (f *fifo) push(d *destination) {
+	switch {
+	case d.credit == 0 || f.len() == 0:
+		f.items = append(f.items, d)
+	case f.first > 0:
+		f.first--
+		f.items[f.first] = d
+	default:
+		f.items = slices.Insert(f.items, 0, d)
+	}
+}
+
+func (f *fifo) len() int { return len(f.items) - f.first }
 
 func (f *fifo) peek() *destination {
-	if len(f.items) == 0 {
+	if f.len() == 0 {
 		return nil
 	}
-	return f.items[0]
+	return f.items[f.first]
 }
 
 func (f *fifo) pop() *destination {
-	if len(f.items) == 0 {
+	if f.len() == 0 {
 		return nil
 	}
-	d := f.items[0]
-	f.items[0] = nil
-	f.items = f.items[1:]
+	d := f.items[f.first]
+	f.items[f.first] = nil
+	f.first++
+	if f.first > len(f.items)/2 { // at most half of it is empty
+		f.items = slices.Delete(f.items, 0, f.first)
+		f.first = 0
+	}
 	return d
 }

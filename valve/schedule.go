@@ -193,6 +193,7 @@ func (r *Reader) touch(d *destination, now time.Time) {
 		r.wantRefill(d)
 	}
 	if d.backlog() == 0 {
+		d.credit = 0
 		r.x.awake(d)
 		r.maybeDrop(d)
 		return
@@ -206,8 +207,10 @@ func (r *Reader) touch(d *destination, now time.Time) {
 	}
 	switch {
 	case at.Equal(never):
+		d.credit = 0
 		r.x.awake(d)
 	case at.After(now):
+		d.credit = 0
 		r.x.sleep(d, at)
 	default:
 		r.x.awake(d)
@@ -291,12 +294,12 @@ func (r *Reader) pick(now time.Time) []*job {
 		if sub == nil {
 			continue // parked
 		}
-		turn := quantum
+		turn, most := quantum, 0
 		switch {
 		case sub.only != "" && sub.next != sub:
 			turn = 1 // its consumers take turns
 		case r.rings[c].len() == 0 || sub.only != "":
-			turn = maxQuantum
+			most = maxQuantum // nobody else wants it now
 		case c == unlimited:
 			// One of each takes the oldest of all, which lie close together in
 			// the store; where permits are asked for, several share an update.
@@ -305,7 +308,15 @@ func (r *Reader) pick(now time.Time) []*job {
 		if open[c] == nil {
 			open[c] = &job{class: c, lead: r.leads[c].estimate()}
 		}
-		n := r.choose(open[c], d, sub, min(room, r.room(c, d.weight()), turn*max(1, d.rule.Weight)), now)
+		// Deficit round robin (Shreedhar, Varghese 1995): what it cannot have of
+		// its turn now, for want of consumers, it has before the next one.
+		if turn *= max(1, d.rule.Weight); d.credit == 0 || d.credit > turn {
+			d.credit = turn
+		}
+		n := r.choose(open[c], d, sub, min(room, r.room(c, d.weight()), max(d.credit, most)), now)
+		if d.credit -= n; n == 0 || d.credit < 0 {
+			d.credit = 0
+		}
 		if n == 0 && d.open != nil {
 			continue // what is next begins a job of its own, after the one being put together
 		}
