@@ -294,29 +294,10 @@ func (r *Reader) pick(now time.Time) []*job {
 		if sub == nil {
 			continue // parked
 		}
-		turn, most := quantum, 0
-		switch {
-		case sub.only != "" && sub.next != sub:
-			turn = 1 // its consumers take turns
-		case r.rings[c].len() == 0 || sub.only != "":
-			most = maxQuantum // nobody else wants it now
-		case c == unlimited:
-			// One of each takes the oldest of all, which lie close together in
-			// the store; where permits are asked for, several share an update.
-			turn = 1
-		}
 		if open[c] == nil {
 			open[c] = &job{class: c, lead: r.leads[c].estimate()}
 		}
-		// Deficit round robin (Shreedhar, Varghese 1995): what it cannot have of
-		// its turn now, for want of consumers, it has before the next one.
-		if turn *= max(1, d.rule.Weight); d.credit == 0 || d.credit > turn {
-			d.credit = turn
-		}
-		n := r.choose(open[c], d, sub, min(room, r.room(c, d.weight()), max(d.credit, most)), now)
-		if d.credit -= n; n == 0 || d.credit < 0 {
-			d.credit = 0
-		}
+		n := r.chooseInTurn(open[c], d, sub, room, quantum, now)
 		if n == 0 && d.open != nil {
 			continue // what is next begins a job of its own, after the one being put together
 		}
@@ -335,6 +316,31 @@ func (r *Reader) pick(now time.Time) []*job {
 		}
 	}
 	return jobs
+}
+
+// chooseInTurn lets d have its turn: quantum messages times its weight, at most
+// room. Deficit round robin (Shreedhar, Varghese 1995): what it cannot have of its
+// turn now, for want of consumers, it has before the next one gets its own.
+func (r *Reader) chooseInTurn(j *job, d *destination, sub *Subscription, room, quantum int, now time.Time) int {
+	turn, most := quantum, 0
+	switch {
+	case sub.only != "" && sub.next != sub:
+		turn = 1 // its consumers take turns
+	case r.rings[j.class].len() == 0 || sub.only != "":
+		most = maxQuantum // nobody else wants it now
+	case j.class == unlimited:
+		// One of each takes the oldest of all, which lie close together in
+		// the store; where permits are asked for, several share an update.
+		turn = 1
+	}
+	if turn *= max(1, d.rule.Weight); d.credit == 0 || d.credit > turn {
+		d.credit = turn
+	}
+	n := r.choose(j, d, sub, min(room, r.room(j.class, d.weight()), max(d.credit, most)), now)
+	if d.credit -= n; n == 0 || d.credit < 0 {
+		d.credit = 0
+	}
+	return n
 }
 
 // classOf says which store d's next message needs.
