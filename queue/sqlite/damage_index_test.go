@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,5 +145,13 @@ func TestReaderOfDamagedIndex(t *testing.T) {
 	}
 	if err := r.Shutdown(t.Context()); err != nil {
 		t.Log(err)
+	}
+}
+
+// What is noticed beyond SQLite's own checks is told like what it notices itself.
+func TestDamageIsToldWithItsRemedy(t *testing.T) {
+	err := translate("/data/pipe.db", fmt.Errorf("lease: %w: 1 rows marked, 2 read", errDamaged))
+	if !errors.Is(err, queue.ErrRefused) || !strings.Contains(err.Error(), "/data/pipe.db") || !strings.Contains(err.Error(), ".recover") {
+		t.Error(err)
 	}
 }

@@ -12,6 +12,9 @@ import (
 
 var errEmptyPattern = fmt.Errorf("%w: pattern of a limit is empty", queue.ErrInvalid)
 
+// errDamaged is what is found out about a damaged file where SQLite did not notice.
+var errDamaged = errors.New("a row is not where its key belongs")
+
 // code returns SQLite's extended result code of err, 0 if it has none.
 func code(err error) int {
 	var e *driverlib.Error
@@ -50,7 +53,10 @@ func translate(path string, err error) error {
 	c := code(err)
 	switch c {
 	case 0:
-		return err
+		if !errors.Is(err, errDamaged) {
+			return err
+		}
+		c = codes.SQLITE_CORRUPT
 	case codes.SQLITE_CONSTRAINT_PRIMARYKEY, codes.SQLITE_CONSTRAINT_UNIQUE:
 		return fmt.Errorf("%w: %w", queue.ErrDuplicate, err)
 	}

@@ -76,7 +76,7 @@ func leaseKeys(c *conn, now, until time.Time, token queue.ID, table queue.Lane, 
 		assign(dest, values)
 		i := find(refs, part, at, row.Key(table))
 		if i < 0 {
-			return fmt.Errorf("row %v was not asked for", row.Key(table).ID)
+			return fmt.Errorf("%w: row %v was not asked for", errDamaged, row.Key(table).ID)
 		}
 		rows[part[i]] = row
 		at = i + 1
@@ -88,7 +88,7 @@ func leaseKeys(c *conn, now, until time.Time, token queue.ID, table queue.Lane, 
 	}
 	n, err := c.exec(c.text(opLease, table, size), args...)
 	if err == nil && n != found {
-		err = fmt.Errorf("%d rows marked, %d read", n, found)
+		err = fmt.Errorf("%w: %d rows marked, %d read", errDamaged, n, found)
 	}
 	return err
 }
