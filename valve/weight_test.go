@@ -17,7 +17,7 @@ import (
 // kept for destinations with nothing in flight, which takes some of it.
 func TestWeights(t *testing.T) {
 	for _, limit := range []string{"none", "100000/1s"} {
-		for _, workers := range []int{1, 4, 64} {
+		for _, workers := range []int{1, 4, 16} {
 			t.Run(fmt.Sprintf("limit %s, %d workers", strings.Replace(limit, "/", " per ", 1), workers), func(t *testing.T) {
 				inPipe(t, func(t *testing.T, p *pipe) { checkWeights(t, p, limit, workers) })
 			})
