@@ -203,6 +203,39 @@ func TestLossBesideLaterDispatches(t *testing.T) {
 	}
 }
 
+// Whoever has rules older than the last that looked is told, also in a store from
+// which the limit moved away long ago.
+func TestMovedAwayStaysFenced(t *testing.T) {
+	l := NewLimiter(Config{Fast: state.NewMemory(), Durable: state.NewMemory()})
+	fast := mustLimit(t, "3/10s")
+	for i, text := range []string{"3/10s", "3/90s", "4/90s"} {
+		req := Request{Limit: mustLimit(t, text), Version: int64(1 + 4*i), Was: &fast, Changed: t0}
+		if g := take(t, l, t0.Add(time.Duration(i)*ms), req); g.Stale || g.Err != nil {
+			t.Fatalf("%s: %+v", text, g)
+		}
+	}
+	for version, stale := range map[int64]bool{8: true, 9: false} {
+		if g := take(t, l, t0.Add(5*ms), Request{Limit: fast, Version: version, Was: &fast, Changed: t0}); g.Stale != stale {
+			t.Errorf("version %d: %+v", version, g)
+		}
+	}
+}
+
+// A permit of the limit before, however short ago that was, does not free a slot
+// of the new one when it comes back.
+func TestChangeEndsTheEra(t *testing.T) {
+	l, _ := newTest(t)
+	old := take(t, l, t0, Request{Limit: mustLimit(t, "1/10s"), Version: 1}).Permits[0]
+	req := Request{Limit: mustLimit(t, "2/10s"), Version: 2, Want: 2}
+	if g := take(t, l, t0, req); len(g.Permits) != 1 || !g.Permits[0].At.Equal(old.At) {
+		t.Fatalf("%+v", g)
+	}
+	l.Return(old)
+	if g := take(t, l, t0, req); len(g.Permits) != 0 {
+		t.Errorf("a third permit: %+v", g)
+	}
+}
+
 // A stored ring comes back as it was; numbers at their bounds are taken, beyond
 // them they are damage.
 func TestStoredRing(t *testing.T) {

@@ -162,6 +162,9 @@ func TestReportsThatMatterNoMore(t *testing.T) {
 		if l.nextDue != t0.Add(c.until+ms).UnixMicro() {
 			t.Errorf("%s, hold %v: looked at again after %v", c.limit, c.hold, time.UnixMicro(l.nextDue).Sub(t0))
 		}
+		if next := l.Flush(t.Context(), t0.Add(c.until+ms)); !next.Equal(t0.Add(c.until + 2*ms)) {
+			t.Errorf("%s, hold %v: flush again at %v", c.limit, c.hold, next.Sub(t0))
+		}
 		l.Flush(t.Context(), t0.Add(c.until+ms+time.Microsecond))
 		if len(l.pending) != 0 {
 			t.Errorf("%s, hold %v: the report is still there after %v", c.limit, c.hold, c.until+ms)
@@ -313,5 +316,87 @@ func TestReportsOfAnotherEra(t *testing.T) {
 	}
 	if g := take(t, l, now, req); g.NotBefore.Before(t0.Add(20 * second)) {
 		t.Errorf("ask again after %v", g.NotBefore.Sub(t0))
+	}
+}
+
+// A report that nobody waits for gets the time of a failed one that matters.
+func TestFailedReportHurriesTheNext(t *testing.T) {
+	memory := state.NewMemory()
+	l := NewLimiter(Config{Fast: memory})
+	req := Request{Limit: mustLimit(t, "4/1s"), Want: 1}
+	plenty := take(t, l, t0, req).Permits
+	req.Want = 3
+	crowded := take(t, l, t0, req).Permits
+	l.Dispatched(crowded[0], t0)
+	memory.Fault = func(string, bool) (bool, error) {
+		if len(plenty) > 0 { // while the write is under way
+			l.Dispatched(plenty[0], t0.Add(time.Microsecond))
+			plenty = nil
+		}
+		return false, state.ErrUnavailable
+	}
+	l.Flush(t.Context(), t0.Add(250*ms))
+	if d := l.pending["d"]; d == nil || len(d.list) != 2 || d.due != t0.Add(270*ms).UnixMicro() {
+		t.Errorf("notes: %+v", d)
+	}
+}
+
+// What was granted by a write of unknown outcome is found again for as long as
+// it counts, also if other reports come in between.
+func TestUnknownOutcomeIsRemembered(t *testing.T) {
+	memory := state.NewMemory()
+	l := NewLimiter(Config{Fast: memory})
+	req := Request{Limit: mustLimit(t, "3/10s"), Want: 1}
+	p := take(t, l, t0, req).Permits[0]
+	memory.Fault = func(string, bool) (bool, error) {
+		l.Dispatched(p, t0.Add(ms))
+		return true, state.ErrUnknown
+	}
+	take(t, l, t0.Add(2*ms), req)
+	memory.Fault = nil
+	l.Flush(t.Context(), t0.Add(10*second+52*ms))
+	if len(l.pending) != 1 {
+		t.Fatal("forgotten while it counts")
+	}
+	if s, err := l.Status(t.Context(), t0.Add(3*ms), "d", req.Limit); err != nil || s.Used != 2 {
+		t.Errorf("before: %+v, %v", s, err)
+	}
+	req.Want = 3
+	if g := take(t, l, t0.Add(9*second), req); len(g.Permits) != 2 {
+		t.Errorf("%d permits beside the one that was used", len(g.Permits))
+	}
+
+	l, m := newTest(t)
+	m.Fault = func(string, bool) (bool, error) { return true, state.ErrUnknown }
+	take(t, l, t0, req)
+	m.Fault = nil
+	for _, after := range []time.Duration{0, 10*second + 50*ms} {
+		l.nextDue = 1
+		l.Flush(t.Context(), t0.Add(after))
+		if len(l.pending) != 1 {
+			t.Fatalf("forgotten after %v", after)
+		}
+	}
+	l.Flush(t.Context(), t0.Add(10*second+50*ms+time.Microsecond))
+	if len(l.pending) != 0 {
+		t.Error("remembered though it cannot count any more")
+	}
+}
+
+// A request with rules that are too old does not lose the reports it carried.
+func TestReportsSurviveOldRules(t *testing.T) {
+	l, store := newCounted()
+	other := NewLimiter(Config{Fast: store})
+	req := Request{Limit: mustLimit(t, "1/1s"), Version: 1}
+	p := take(t, l, t0, req).Permits[0]
+	newer := req
+	newer.Version = 2
+	take(t, other, t0.Add(100*ms), Request{Limit: req.Limit, Version: 2, Charge: true})
+	l.Dispatched(p, t0)
+	if g := take(t, l, t0.Add(200*ms), req); !g.Stale {
+		t.Fatalf("%+v", g)
+	}
+	if d := l.pending["d"]; d == nil || len(d.list) != 1 {
+		t.Errorf("notes: %+v", d)
 	}
 }

@@ -351,6 +351,21 @@ func TestPacedStamps(t *testing.T) {
 	}
 }
 
+// The pace tells when to ask again: half a run before the next stamp.
+func TestPacedAsksInTime(t *testing.T) {
+	r := ringOf(t, "5/1s paced")
+	for i, want := range []time.Duration{250 * ms, 500 * ms, 750 * ms} {
+		now := simStart + (time.Duration(i) * 250 * ms).Microseconds()
+		stamps, next := r.take(nil, now, r.limit.run(), 3, 0)
+		if n := len(stamps); n != 1 && (i > 0 || n != 2) {
+			t.Fatalf("%d permits at once", n)
+		}
+		if lead := r.limit.run() / 2; next != simStart+want.Microseconds()-lead {
+			t.Errorf("ask again after %d µs, want %v less half a run", next-simStart, want)
+		}
+	}
+}
+
 // Charged dispatches go now, whatever the limit says, and count all the same.
 func TestChargeCounts(t *testing.T) {
 	r := ringOf(t, "3/1s paced")
@@ -366,6 +381,11 @@ func TestChargeCounts(t *testing.T) {
 	if r.closer != 0 {
 		t.Error("nothing charged, and it closes")
 	}
+	r.charge(nil, simStart, 1, 0)
+	if lo, hi := r.closedUntil(); lo != 0 || hi != 0 {
+		t.Errorf("a charged dispatch closes until %d to %d", lo, hi)
+	}
+	r = ringOf(t, "3/1s")
 	r.charge(nil, simStart, 1, 2_000_000)
 	if lo, hi := r.closedUntil(); lo != simStart+2_000_000 || hi != lo+50_000 {
 		t.Errorf("a charged series closes until %d to %d", lo-simStart, hi-simStart)

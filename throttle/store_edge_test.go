@@ -102,7 +102,11 @@ func TestValuesLiveByTheLatestClock(t *testing.T) {
 		req := Request{Limit: mustLimit(t, "5/1s"), Charge: true}
 		take(t, l, t0.Add(c.ahead), req)
 		store.asked()
+		store.writes = 0
 		g := take(t, l, t0, req)
+		if store.writes != 1 {
+			t.Errorf("%v ahead: written %d times", c.ahead, store.writes)
+		}
 		if got := store.asked(); !slices.Equal(got, c.want) || g.Err != nil || len(g.Permits) != 1 {
 			t.Errorf("%v ahead: %d permits, %v, asked for %v, want %v", c.ahead, len(g.Permits), g.Err, got, c.want)
 		}
