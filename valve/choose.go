@@ -133,7 +133,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 	}
 	ahead = r.chooseHeld(it, n, ahead)
 	hold, _ := r.rules.Hold(d.name)
-	for it.hold == 0 && len(it.entries) < n && len(d.ready) > 0 {
+	for it.hold == 0 && len(d.held) == 0 && len(it.entries) < n && len(d.ready) > 0 {
 		if r.discardHead(d, hold, now) {
 			continue
 		}
