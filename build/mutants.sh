@@ -75,9 +75,9 @@ try() { # STAGE COMMAND...
 compile() { GOGC=off "$go" test -c -vet=off -ldflags='-s -w' "$@" -o "$out/test" . >"$out/text" 2>&1 || exit 2; }
 export GOGC=400
 compile -gcflags='-N -l' # most mutants are caught in less time than optimising takes
-try quick "$out/test" -test.failfast -test.timeout 30s -test.skip "$slow"
+try quick "$out/test" -test.failfast -test.timeout 60s -test.skip "$slow"
 compile
-try slow "$out/test" -test.failfast -test.timeout 120s -test.run "$slow"
+try slow "$out/test" -test.failfast -test.timeout 300s -test.run "$slow"
 [ -z "$also" ] || [ -n "$profile" ] || { cd .. && try "$also" "$go" test -failfast -timeout 300s "$also"; }
 if [ -n "$profile" ]; then
 	echo 'mode: set' >"$profile"
