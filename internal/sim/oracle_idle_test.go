@@ -35,6 +35,9 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 		since := m.freeSince
 		if m.table == lanes.timed {
 			since = max(since, at-time.Duration(clock-m.ready)*time.Microsecond)
+			if o.plan.cap > 0 {
+				since += foundAgain
+			}
 		}
 		if at-since < bound || !o.mayGo(m.plan.dest, clock, bound) {
 			continue

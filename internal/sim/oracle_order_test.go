@@ -34,10 +34,14 @@ func (m *letter) compare(x *letter) int {
 func (o *oracle) knownAfter() time.Duration {
 	d := 150*time.Millisecond + 20*o.plan.latency
 	if o.plan.cap > 0 {
-		d += 1500 * time.Millisecond // a full index forgets what is not due yet
+		d += foundAgain
 	}
 	return d
 }
+
+// foundAgain is how long after its time a message must be found that a full index
+// forgot while it was not due: the look-ahead comes every half second.
+const foundAgain = 1500 * time.Millisecond
 
 // settleTime is how long after trouble everything must run as usual again.
 const settleTime = 3 * time.Second
