@@ -259,6 +259,12 @@ func TestStoredRing(t *testing.T) {
 		!slices.Equal(got.pasts, want.pasts) || !slices.Equal(got.entries, want.entries) {
 		t.Errorf("stored %+v, got %+v", want, got)
 	}
+	enc := full().encode()
+	for n := range len(enc) - 4 {
+		if got.decode(sealed(enc[:n])) == nil {
+			t.Errorf("%d of %d bytes are taken", n, len(enc)-4)
+		}
+	}
 	for name, damage := range map[string]func(*ring){
 		"time":          func(r *ring) { r.high = maxMicros },
 		"negative":      func(r *ring) { r.closed = -1 },
@@ -287,7 +293,7 @@ func TestStoredRing(t *testing.T) {
 	for i := range int64(maxRingTail) {
 		most.entries = append(most.entries, entry{hi: i * (maxMicros / maxRingTail), n: 1 << 40})
 	}
-	enc := most.encode()
+	enc = most.encode()
 	if err := got.decode(enc); err != nil || len(got.entries) != maxRingTail || len(enc) > 64<<10 {
 		t.Errorf("%d entries in %d bytes: %v", len(got.entries), len(enc), err)
 	}

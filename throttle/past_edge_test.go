@@ -77,8 +77,10 @@ func TestManyOldWindows(t *testing.T) {
 		entries    int
 		first      time.Duration // counted, before now
 	}{
-		{"1/1ms", "511/511ms", 510, 510 * ms}, // one window is known: it is empty
-		{"1/1ms", "600/600ms", 300, 599 * ms}, // in twos
+		{"1/1ms", "511/511ms", 510, 510 * ms},    // one window is known: it is empty
+		{"1/1ms", "513/513ms", 256, 511 * ms},    // the first number of windows that is in twos
+		{"1/1ms", "1023/1023ms", 511, 1021 * ms}, // and the last
+		{"1/1ms", "600/600ms", 300, 599 * ms},    // in twos
 		{"1/1ms", "1000/1s", 500, 999 * ms},
 		{"3/1ms", "999999/2s", 500, 1997 * ms}, // in fours, 12 each
 	} {
@@ -112,6 +114,12 @@ func TestLimitsBeforeTheLast(t *testing.T) {
 	}
 	if n := len(r.entries); r.entries[n-1] != (entry{simStart + 11_000_000, 5, false}) || r.entries[n-2].hi != simStart+10_000_000 {
 		t.Errorf("the last: %+v", r.entries[n-2:])
+	}
+	short := ringOf(t, "1/1s")
+	short.change(mustLimit(t, "5/1s"), 1, simStart+10_000_000)
+	short.change(mustLimit(t, "20/60s"), 2, simStart+10_500_000) // the last second is known
+	if n := len(short.entries); short.total != 20 || short.entries[0].hi != simStart-9_500_000 || short.entries[n-1].hi != simStart+9_500_000 {
+		t.Errorf("after half a second: %+v", short.entries)
 	}
 	if want := []past{{5, 1_000_000, simStart + 12_000_000}, {1, 1_000_000, simStart + 10_000_000}}; !slices.Equal(r.pasts, want) {
 		t.Errorf("remembered: %+v", r.pasts)
@@ -147,6 +155,16 @@ func TestChangeToBuckets(t *testing.T) {
 	}
 	if r.total != 4 || r.entries[len(r.entries)-1].hi != r.roundUp(simStart+1200) {
 		t.Errorf("total %d, %+v", r.total, r.entries)
+	}
+}
+
+// Those of one bucket are counted together.
+func TestChangeToOneBucket(t *testing.T) {
+	r := ringOf(t, "10/1s")
+	r.used(500*time.Microsecond, 700*time.Microsecond)
+	r.change(mustLimit(t, "5000/1s"), 1, simStart)
+	if len(r.entries) != 1 || r.entries[0].n != 2 {
+		t.Errorf("%+v", r.entries)
 	}
 }
 
@@ -228,15 +246,16 @@ func TestForgetEndsTheEra(t *testing.T) {
 	if got := store.asked(); got[0] != 24*time.Hour+4*second {
 		t.Errorf("kept for %v", got)
 	}
+	older := req
+	older.Version = 2
+	if g := take(t, l, t0, older); !g.Stale {
+		t.Errorf("older rules: %+v", g)
+	}
 	if g := take(t, l, t0, req); len(g.Permits) != 1 || g.Permits[0].At != old.At {
 		t.Fatalf("after Forget: %+v", g)
 	}
 	l.Return(old)
 	if g := take(t, l, t0, req); len(g.Permits) != 0 {
 		t.Error("a permit of before came back and freed a slot that is used")
-	}
-	req.Version = 2
-	if g := take(t, l, t0, req); !g.Stale {
-		t.Errorf("older rules: %+v", g)
 	}
 }

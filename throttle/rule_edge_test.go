@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -332,5 +333,16 @@ func TestRulesThatGoBackAreTold(t *testing.T) {
 	store.version = 6
 	if err := rules.Reload(t.Context(), t0); err != nil || rules.Version() != 6 || !strings.Contains(text.String(), "older") {
 		t.Errorf("version %d, %v, logged: %s", rules.Version(), err, &text)
+	}
+}
+
+// What applies to a destination is remembered, for a bounded number of them.
+func TestResolvedRulesAreBounded(t *testing.T) {
+	set := newRuleSet(nil, 1)
+	for i := range resolvedCap + 2 {
+		set.resolve(strconv.Itoa(i))
+		if i < 3 && len(set.resolved) != i+1 || len(set.resolved) > resolvedCap {
+			t.Fatalf("after %d: %d are remembered", i+1, len(set.resolved))
+		}
 	}
 }

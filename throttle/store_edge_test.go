@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -160,7 +161,7 @@ func TestWhatNeedsNoStore(t *testing.T) {
 // A destination that occurs several times in one call gets what each asks for,
 // as far as there is.
 func TestTakeTwiceInOneCall(t *testing.T) {
-	l, _ := newCounted()
+	l, store := newCounted()
 	req := Request{Destination: "d", Limit: mustLimit(t, "5/1s"), Want: 2}
 	none := req
 	none.Want = 0
@@ -171,6 +172,34 @@ func TestTakeTwiceInOneCall(t *testing.T) {
 	}
 	if want := []int{2, 0, 2, 4, 1, 0}; !slices.Equal(got, want) {
 		t.Errorf("permits: %v, want %v", got, want)
+	}
+	if n := len(store.ttls); n != 4 {
+		t.Errorf("the store was asked %d times", n)
+	}
+}
+
+// Every key begins with the prefix, which has a default.
+func TestPrefixOfKeys(t *testing.T) {
+	for prefix, want := range map[string]string{"": "throttle/", "other/": "other/"} {
+		l := NewLimiter(Config{Fast: state.NewMemory(), Prefix: prefix})
+		if key := l.key("d"); !strings.HasPrefix(key, want) || key == l.key("e") || len(key) != len(want)+24 {
+			t.Errorf("prefix %q: key %q", prefix, key)
+		}
+	}
+}
+
+// While the store that a limit came from is away, nothing goes.
+func TestOtherStoreIsAway(t *testing.T) {
+	durable := state.NewMemory()
+	l := NewLimiter(Config{Fast: state.NewMemory(), Durable: durable})
+	durable.Fault = func(string, bool) (bool, error) { return false, state.ErrUnavailable }
+	req := Request{Limit: mustLimit(t, "3/10s"), Changed: t0}
+	if g := take(t, l, t0, req); len(g.Permits) > 0 || !errors.Is(g.Err, state.ErrUnavailable) {
+		t.Errorf("%+v", g)
+	}
+	durable.Fault = nil
+	if g := take(t, l, t0, req); len(g.Permits) != 1 || g.Err != nil {
+		t.Errorf("back again: %+v", g)
 	}
 }
 
