@@ -122,7 +122,7 @@ func (r *Reader) noteHeads(refs []queue.Ref) {
 		}
 		// A head that the tail scan met says nothing of what lies between it and
 		// the newer rows, before the backlog was read once.
-		if known := r.x.dests[ref.Destination]; r.x.seen(ref.ID) && (known == nil || !known.headAt.IsZero()) {
+		if known := r.x.dests[ref.Destination]; r.x.seen(ref.ID) && (known == nil || !known.headAt.IsZero()) && !r.hides(ref, known) {
 			continue
 		}
 		d := r.x.dest(ref.Destination)
@@ -131,6 +131,13 @@ func (r *Reader) noteHeads(refs []queue.Ref) {
 		}
 		r.wantRefill(d)
 	}
+}
+
+// hides reports whether a head that is out here hides what is free behind it:
+// leases of other readers run out there, and nothing else tells. The mutex is held.
+func (r *Reader) hides(head *queue.Ref, d *destination) bool {
+	e := r.x.known[head.ID]
+	return e != nil && e.phase != waiting && d != nil && r.clock.Now().Sub(d.headAt) > r.cfg.Lease/4
 }
 
 // sleep waits for d or until ctx ends, which it reports as false.
