@@ -126,6 +126,37 @@ func TestLimitsBeforeTheLast(t *testing.T) {
 	}
 }
 
+// With several earlier limits each counts down to where the one before it ended.
+func TestEachEarlierLimitInItsTime(t *testing.T) {
+	r := ringOf(t, "1/1s")
+	for i, text := range []string{"5/1s", "2/1s", "100/60s"} {
+		r.change(mustLimit(t, text), int64(i), simStart+(time.Duration(10+2*i)*second).Microseconds())
+	}
+	// Of 2/1s: 2 at 13 s. Of 5/1s: 5 at 12 s and at 11 s. Of 1/1s: at 10, 9, ..., -45 s.
+	var got []entry
+	for _, e := range r.entries[len(r.entries)-5:] {
+		got = append(got, entry{(e.hi - simStart) / 1_000_000, e.n, e.open})
+	}
+	if want := []entry{{9, 1, false}, {10, 1, false}, {11, 5, false}, {12, 5, false}, {13, 2, false}}; !slices.Equal(got, want) {
+		t.Errorf("the last: %v, want %v", got, want)
+	}
+	if r.total != 68 || r.entries[0].hi != simStart-45_000_000 {
+		t.Errorf("%d count, the first at %d", r.total, r.entries[0].hi-simStart)
+	}
+}
+
+// Where the past was followed only until a limit was used up, another limit must
+// not take what is before for empty.
+func TestPastThatWasCutOff(t *testing.T) {
+	r := ringOf(t, "2/1s")
+	r.change(mustLimit(t, "6/60s"), 2, simStart) // up to 3 s ago, that is enough
+	r.change(mustLimit(t, "100/60s"), 3, simStart)
+	stamps, next := r.take(nil, simStart, r.limit.run(), 1, 0)
+	if want := simStart + 57_000_000 - r.limit.run()/2; len(stamps) > 0 || next != want {
+		t.Errorf("%d permits, ask again after %d µs, want %d", len(stamps), next-simStart, want-simStart)
+	}
+}
+
 // Of more than four earlier limits the oldest are remembered as one that allows
 // what both did.
 func TestTooManyEarlierLimits(t *testing.T) {

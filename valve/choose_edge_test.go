@@ -180,6 +180,12 @@ func TestWildAndExactTakeTurns(t *testing.T) {
 		if s, _ := r.find(d, 10); s != nil {
 			t.Error("what is kept for others is given to a destination that has something out")
 		}
+		d.inFlight = 0
+		wild.assigned, other.assigned = 8, 8
+		if s, _ := r.find(d, 10); s != nil {
+			t.Error("it goes to one without demand")
+		}
+		d.inFlight, other.assigned = 1, 7
 		wild.assigned = 5
 		wild.ahead = subBytes - 10
 		if s, room := r.find(d, 10); s != wild || room != 1 {
@@ -361,7 +367,7 @@ func TestChooseHeldFirst(t *testing.T) {
 		{"all", []time.Duration{0, 0}, 10, 0, "d[1 2 11 12]", false, 0},
 		{"as many as wanted", []time.Duration{0, 0}, 1, 0, "d[1]", false, 1},
 		{"one more", []time.Duration{0, 0}, 3, 0, "d[1 2 11]", false, 0},
-		{"a cap", []time.Duration{0, 0}, 10, 3, "d[1 2 11]", false, 0},
+		{"a cap, and one is out", []time.Duration{0, 0}, 10, 4, "d[1 2 11]", false, 0},
 		{"a spaced one first", []time.Duration{1, 0}, 10, 0, "d[1]", true, 1},
 		{"a spaced one later, which no other passes", []time.Duration{0, 1}, 10, 0, "d[1]", false, 1},
 	} {
@@ -376,7 +382,7 @@ func TestChooseHeldFirst(t *testing.T) {
 				e.ref.Hold = hold
 				d.held = append(d.held, e)
 			}
-			d.inFlight = len(d.held)
+			d.inFlight = len(d.held) + 1
 			r.refresh(d)
 			j := &job{}
 			r.choose(j, d, s, c.most, t0)
@@ -421,6 +427,9 @@ func TestUnpark(t *testing.T) {
 		}
 		s.assigned = 8
 		count("no demand", 6, 3, 0)
+		if s.listed || len(r.freed) > 0 {
+			t.Error("without demand it is looked at again")
+		}
 		s.assigned = 6
 		count("what is kept", 4, 3, 2)
 		s.assigned = 5
@@ -458,4 +467,23 @@ func TestLargeOneIsNotPassed(t *testing.T) {
 			t.Errorf("picked %q", got)
 		}
 	})
+}
+
+// Where all that was there must not go any more, nothing of it stays behind that
+// the destination would wait for.
+func TestNothingToChoose(t *testing.T) {
+	for _, limit := range []string{"none", "9/1s"} {
+		still(t, func(t *testing.T, r *Reader) {
+			r.limit(t, "*", limit)
+			s := r.wants(t, "", 100)
+			ref := row("d", 1)
+			ref.ExpiresAt = 1
+			d := r.x.offer(ref, nil, t0)
+			r.refresh(d)
+			j := &job{}
+			if n := r.choose(j, d, s, 10, t0); n != 0 || j.n != 0 || len(j.items) != 0 || len(d.pipeline) != 0 || d.asking || d.open != nil {
+				t.Errorf("%s: took %d: %+v", limit, n, d)
+			}
+		})
+	}
 }

@@ -60,7 +60,7 @@ func TestOrderOfADestination(t *testing.T) {
 		r.Table, r.Lane, r.Priority = queue.Emergency, queue.Emergency, p
 		return r
 	}
-	retried := timed("d", 60, t0.Add(-time.Hour)) // an emergency that waits for its retry
+	retried := timed("d", 0, t0.Add(-time.Hour)) // an emergency that waited for its retry
 	retried.Lane = queue.Emergency
 	sooner, later, urgent := timed("d", 59, t0.Add(-2)), timed("d", 3, t0), timed("d", 58, t0)
 	urgent.Priority = 1
@@ -335,6 +335,30 @@ func TestTrim(t *testing.T) {
 			t.Errorf("at most %d: what is due first is dropped", c.limit)
 		}
 	}
+}
+
+// A list that is as short as it would be made is left alone: the store has nothing
+// behind it.
+func TestTrimLeavesShortLists(t *testing.T) {
+	x := newIndex(100)
+	n := 0
+	for name, rows := range map[string]int{"eight": 8, "one": 1, "long": 40} {
+		for range rows {
+			n++
+			x.offer(row(name, n), nil, t0)
+		}
+	}
+	x.limit = 20
+	x.trim(func(*destination) time.Time { return t0 })
+	if x.total != 17 || !x.dests["long"].more || x.dests["eight"].more || x.dests["one"].more {
+		t.Errorf("%d references are left", x.total)
+	}
+	x.limit = 5
+	x.trim(func(*destination) time.Time { return t0 })
+	if x.total > 4 || x.dests["one"].more {
+		t.Errorf("%d references are left", x.total)
+	}
+	x.check(t)
 }
 
 // Sleepers wake in the order of their times, also when those change.
