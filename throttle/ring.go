@@ -225,10 +225,11 @@ func (r *ring) report(permit stamp, s int64) {
 	}
 }
 
-// giveBack removes a permit that will not be used.
+// giveBack removes a permit that will not be used: its slot is free again.
 func (r *ring) giveBack(permit stamp) {
 	if i := r.findOpen(r.latest(permit)); i >= 0 {
 		r.remove(i)
+		r.tat -= r.limit.spacing() // so is its place in the pace
 	}
 	if r.closer == permit.p {
 		r.closer = 0
