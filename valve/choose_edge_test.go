@@ -484,6 +484,12 @@ func TestNothingToChoose(t *testing.T) {
 			if n := r.choose(j, d, s, 10, t0); n != 0 || j.n != 0 || len(j.items) != 0 || len(d.pipeline) != 0 || d.asking || d.open != nil {
 				t.Errorf("%s: took %d: %+v", limit, n, d)
 			}
+			ref.ID = refID(2)
+			r.added(r.x.offer(ref, nil, t0), t0)
+			r.wantPick(t, limit)
+			if jobs := r.pick(t0); len(jobs) > 0 {
+				t.Errorf("%s: %d jobs", limit, len(jobs))
+			}
 		})
 	}
 }

@@ -241,6 +241,12 @@ func TestRefreshForgetsTheLimitersAnswer(t *testing.T) {
 		if d.notBefore.IsZero() {
 			t.Error("forgotten without a change")
 		}
+		r.limit(t, "b", "2/1s") // whatever changed: what applied before it did, too
+		r.refresh(d)
+		if !d.notBefore.IsZero() {
+			t.Error("not forgotten with new rules")
+		}
+		d.notBefore = t0.Add(time.Hour)
 		r.limit(t, "a", "2/1s")
 		r.refresh(d)
 		if !d.notBefore.IsZero() || d.rule.Limit.Max != 2 {
@@ -257,8 +263,8 @@ func TestTouch(t *testing.T) {
 			t.Error("what may go is not in its ring")
 		}
 		r.touch(d, t0)
-		if r.rings[unlimited].normal.len() != 1 {
-			t.Error("it is there twice")
+		if r.rings[unlimited].normal.len() != 1 || len(r.onHold) > 0 {
+			t.Error("it is there twice, or on hold")
 		}
 		r.rings[unlimited].pop()
 		d.asking = true
@@ -371,6 +377,21 @@ func TestWhenToLookAgain(t *testing.T) {
 		}
 		r.closing = true
 		want(0)
+	})
+}
+
+// More than the index may hold makes it drop some.
+func TestAddedTrims(t *testing.T) {
+	still(t, func(t *testing.T, r *Reader) {
+		r.x.limit = 20
+		r.backlogOf("a", 1, 20)
+		if r.x.total != 20 {
+			t.Errorf("%d references", r.x.total)
+		}
+		r.backlogOf("b", 101, 1)
+		if r.x.total > 18 {
+			t.Errorf("%d references", r.x.total)
+		}
 	})
 }
 
