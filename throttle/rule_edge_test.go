@@ -346,3 +346,32 @@ func TestResolvedRulesAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// Without any limit rules are kept for two days, and the only one for ever.
+func TestPruneRulesWithoutLimits(t *testing.T) {
+	ctx := t.Context()
+	for _, c := range []struct {
+		ages []time.Duration // of rules without any setting, in order of their versions
+		left int
+	}{
+		{[]time.Duration{1000 * time.Hour}, 1},
+		{[]time.Duration{48 * time.Hour, 0}, 2},
+		{[]time.Duration{48*time.Hour + 1, 0}, 1},
+		{[]time.Duration{1000 * time.Hour, 100 * time.Hour}, 1},
+	} {
+		store := NewMemoryRules()
+		for i, age := range c.ages {
+			r := Rule{Pattern: strconv.Itoa(i), ChangedAt: t0.Add(-age)}
+			if _, err := store.PutRule(ctx, r.ChangedAt, r, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := PruneRules(ctx, store, t0); err != nil {
+			t.Fatal(err)
+		}
+		rules, _, err := store.LoadRules(ctx)
+		if err != nil || len(rules) != c.left || rules[len(rules)-1].Pattern != strconv.Itoa(len(c.ages)-1) {
+			t.Errorf("ages %v: left %+v, %v", c.ages, rules, err)
+		}
+	}
+}
