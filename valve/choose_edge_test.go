@@ -486,8 +486,7 @@ func TestNothingToChoose(t *testing.T) {
 			}
 			ref.ID = refID(2)
 			r.added(r.x.offer(ref, nil, t0), t0)
-			r.wantPick(t, limit)
-			if jobs := r.pick(t0); len(jobs) > 0 {
+			if jobs := r.wantPick(t, limit); len(jobs) > 0 {
 				t.Errorf("%s: %d jobs", limit, len(jobs))
 			}
 		})

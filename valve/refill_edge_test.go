@@ -179,6 +179,13 @@ func TestHeadsThatAreNotKnown(t *testing.T) {
 		if noted(row("a", 4)) {
 			t.Error("a known head is read again")
 		}
+		e := r.x.popReady(d)
+		e.phase = out
+		for since, want := range map[time.Duration]bool{r.cfg.Lease / 4: false, r.cfg.Lease/4 + 1: true} {
+			if d.headAt = t0.Add(-since); noted(row("a", 4)) != want {
+				t.Errorf("a head that is out, %v after the last look: read is %v", since, !want)
+			}
+		}
 		for n := range headRefs {
 			r.x.offer(row("a", 10+n), nil, t0)
 		}
