@@ -161,7 +161,9 @@ func (j *job) load(r *ring, old state.Entry) (dirty, ok bool) {
 		j.askOther = true
 		return false, false
 	}
-	if o := j.otherState; o != nil && (!o.moved || r.moved) {
+	// Where both say that the other one has the state, a move was broken off: the
+	// later era has it, for each move begins one.
+	if o := j.otherState; o != nil && (!o.moved || r.moved && o.era > r.era) {
 		_, closed := r.closedUntil()
 		r.adopt(o)
 		r.closed = max(r.closed, closed)
@@ -263,10 +265,11 @@ func (j *job) fence(old state.Entry) []byte {
 	j.otherState, j.stale = nil, false
 	switch {
 	case old.Data == nil:
-		*r = ring{limit: j.was(), era: j.now, high: j.now}
+		*r = ring{limit: j.was(), high: j.now} // era 0: it knows nothing
 		if !old.Lost.IsZero() && !r.limit.IsNone() {
 			if at := old.Lost.UnixMicro() + maxEasy + maxAsked; at+j.limit.window() > j.now {
 				r.full(at, j.was())
+				r.era = j.now
 				j.otherState = r
 			}
 		}

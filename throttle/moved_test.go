@@ -199,3 +199,67 @@ func lossBetween(t *testing.T, lost, again, window time.Duration, oneStore bool)
 		t.Errorf("only %d dispatches in 5 s: %v", n, c.sent)
 	}
 }
+
+// breakOff takes a permit by the latest rules with a reader that dies when it has
+// told the other store that its state went on in this one.
+func (c *changing) breakOff(store *state.Memory, at time.Duration) {
+	c.t.Helper()
+	looks := 0
+	store.Fault = func(string, bool) (bool, error) {
+		if looks++; looks == 1 {
+			return true, nil // it looks, and asks the other store
+		}
+		return false, state.ErrUnavailable
+	}
+	res := c.known().Resolve("d")
+	g := c.reader().Take(c.t.Context(), c.start.Add(at), []Request{{
+		Destination: "d", Limit: res.Limit, Version: res.Version, Was: res.Was, Changed: res.Changed, Want: 1,
+	}})[0]
+	if g.Err == nil || looks != 2 {
+		c.t.Fatalf("granted without its store: %+v", g)
+	}
+	store.Fault = nil
+}
+
+// A move from one store to the other takes two writes. Where a process dies between
+// them both say that the other one has the state.
+func TestMoveBrokenOff(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tt := range []struct {
+		name, last string
+		again      bool // the way back is broken off, too
+	}{
+		{"back", "1/1400ms strict", false}, {"back, twice", "1/1400ms strict", true}, {"on", "3/91s", false}, {"on, after all", "3/91s", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newChanging(t)
+			c.set(-time.Second, "100/1s")
+			c.now(0, 1) // the other store learns of it
+			c.now(900*ms, 2)
+			c.set(1000*ms, "3/90s")
+			c.breakOff(c.durable, 1100*ms)
+			if tt.again {
+				c.set(1150*ms, "1/1300ms strict")
+				c.breakOff(c.fast, 1160*ms)
+			}
+			c.set(1200*ms, tt.last)
+			before := len(c.sent)
+			for at := 1210 * ms; at < 2200*ms; at += 10 * ms {
+				c.now(at, 1)
+			}
+			if n := len(c.sent) - before; n > 0 {
+				t.Errorf("%d dispatches too soon: %v", n, c.sent)
+			}
+			if tt.last == "3/91s" {
+				return
+			}
+			for at := 2200 * ms; at < 3900*ms; at += 10 * ms {
+				c.now(at, 1)
+			}
+			c.within(1400*ms, 1, 1200*ms)
+			if len(c.sent) == before {
+				t.Errorf("nothing goes any more: %v", c.sent)
+			}
+		})
+	}
+}
