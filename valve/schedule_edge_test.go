@@ -409,3 +409,21 @@ func TestReadySince(t *testing.T) {
 		}
 	})
 }
+
+// Messages count little towards what is on the way if the last permit of their
+// destination had a slack of 200 ms.
+func TestRelaxedBySlack(t *testing.T) {
+	still(t, func(t *testing.T, r *Reader) {
+		d := r.backlogOf("a", 1, 9)
+		s := r.wants(t, "", 9)
+		for slack, want := range map[time.Duration]bool{0: false, 200*time.Millisecond - 1: false, 200 * time.Millisecond: true} {
+			d.relaxed = !want
+			e := &entry{ref: row("a", 10), dest: d}
+			it := &item{d: d, sub: s, entries: []*entry{e}}
+			r.granted(it, throttle.Grant{Permits: []throttle.Permit{{At: t0, Until: t0.Add(slack)}}}, t0)
+			if d.relaxed != want || !e.permitted || len(it.entries) != 1 {
+				t.Errorf("a slack of %v: relaxed %v, permitted %v", slack, d.relaxed, e.permitted)
+			}
+		}
+	})
+}
