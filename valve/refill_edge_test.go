@@ -317,3 +317,24 @@ func TestMerge(t *testing.T) {
 		}
 	})
 }
+
+// A pass that takes longer than a second rests for ten milliseconds.
+func TestPassLoopRests(t *testing.T) {
+	still(t, func(t *testing.T, r *Reader) {
+		const takes = 1500 * time.Millisecond
+		store := &headStore{takes: takes, pages: 1}
+		r.store = store
+		var cancel context.CancelFunc
+		r.ctx, cancel = context.WithCancel(t.Context())
+		r.wants(t, "", 1)
+		<-r.surveyor
+		done := make(chan struct{})
+		go func() { r.passLoop(); close(done) }()
+		sleep(t.Context(), 4*time.Second)
+		if want := []time.Duration{0, takes + 10*time.Millisecond, 2*takes + 20*time.Millisecond}; !slices.Equal(store.offsets(), want) {
+			t.Errorf("passes at %v, want %v", store.offsets(), want)
+		}
+		cancel()
+		<-done
+	})
+}
