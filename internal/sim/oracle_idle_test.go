@@ -51,10 +51,10 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 }
 
 // idle reports whether a process has had a consumer waiting for a destination
-// since a time, and nothing of it out.
+// since a time, and nothing out.
 func (o *oracle) idle(proc int, dest string, since time.Duration) bool {
 	s := &o.sides[proc]
-	if !s.live || !o.serves(proc, dest) || s.out > 0 {
+	if !s.live || !o.serves(proc, dest) || s.out > 0 || s.back > since {
 		return false
 	}
 	for _, from := range s.idle {

@@ -77,6 +77,7 @@ type side struct {
 	told     map[int64]bool        // and these
 	idle     map[int]time.Duration // consumers that wait, since when
 	out      int                   // deliveries out
+	back     time.Duration         // when the last one came back
 }
 
 type seen struct {
@@ -283,14 +284,16 @@ func (o *oracle) settled(e *event, m *letter) {
 	m.late = e.text == lateText
 	m.overrun = m.overrun || m.late
 	m.holder, m.until, m.freeSince = 0, 0, e.at
-	o.returned(m)
+	o.returned(m, e.at)
 }
 
-// returned notes that no consumer has m any more.
-func (o *oracle) returned(m *letter) {
+// returned notes that the consumer that had m has it no more.
+func (o *oracle) returned(m *letter, at time.Duration) {
 	if m.out {
 		m.out = false
-		o.side(m.outProc).out--
+		s := o.side(m.outProc)
+		s.out--
+		s.back = at
 	}
 }
 
@@ -337,7 +340,7 @@ func (o *oracle) dispatched(e *event, m *letter) {
 		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(due))
 	}
 	o.inTime(e, m, s)
-	o.returned(m)
+	o.returned(m, e.at)
 	m.out, m.outProc, m.outUntil = true, e.proc, m.until
 	m.delivered++
 	s.out++
