@@ -81,14 +81,17 @@ func (r *Rules) Hold(destination string) (Hold, bool) {
 	return h, ok
 }
 
-// Note makes a hold that was just stored effective here at once.
-func (r *Rules) Note(h Hold) {
+// Note makes a hold that was just stored effective here at once, and returns the
+// one that was known before.
+func (r *Rules) Note(h Hold) (before Hold) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	before = r.holds[h.Destination]
 	r.extend(h)
 	if r.noted != nil {
 		r.noted[h.Destination] = true
 	}
+	return before
 }
 
 func later(a, b time.Time) time.Time {

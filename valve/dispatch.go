@@ -75,7 +75,7 @@ func (r *Reader) blocked(e *entry, now time.Time) bool {
 		return true // the second: a limit came while it lay ready without a permit
 	}
 	h, ok := r.rules.Hold(e.dest.name)
-	if !ok || rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h) {
+	if !ok || e.passes(h) {
 		return false
 	}
 	superseded := e.ref.Lane != queue.Emergency && e.ref.EnqueuedAt < queue.Micros(h.SupersededBefore)

@@ -126,7 +126,7 @@ func (r *Reader) ending(end *End) (*ending, error) {
 func (r *Reader) endThrottled(x *ending, until time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), backEndTimeout)
 	defer cancel()
-	err := r.putHold(ctx, throttle.Hold{Destination: x.entry.dest.name, Until: until, Reason: "throttled by the destination"})
+	_, err := r.putHold(ctx, throttle.Hold{Destination: x.entry.dest.name, Until: until, Reason: "throttled by the destination"})
 	if err != nil {
 		r.mu.Lock()
 		x.entry.phase = out

@@ -59,6 +59,12 @@ func (e *entry) set(h throttle.Hold) bool {
 	return !e.holds.IsZero() && !h.Until.After(e.holds) && h.Reason == e.why
 }
 
+// passes reports whether h is no reason for e to wait: its own, or that of an
+// emergency to another one.
+func (e *entry) passes(h throttle.Hold) bool {
+	return rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h)
+}
+
 // rank is the lane order within a destination.
 func rank(r *queue.Ref) int {
 	switch {

@@ -358,8 +358,16 @@ func (r *Reader) setHolds(ctx context.Context, j *job) {
 	}
 }
 
+// setHold commits the hold of e, unless e must not go: what would keep it back
+// cannot be told from its own hold afterwards.
 func (r *Reader) setHold(ctx context.Context, e *entry) bool {
 	now := r.clock.Now()
+	r.mu.Lock()
+	blocked := r.blocked(e, now)
+	r.mu.Unlock()
+	if blocked {
+		return false
+	}
 	h := throttle.Hold{Destination: e.dest.name, Until: now.Add(e.message.Hold), Reason: "duration"}
 	if e.ref.Lane == queue.Emergency {
 		h.Reason = holdEmergency
@@ -367,26 +375,31 @@ func (r *Reader) setHold(ctx context.Context, e *entry) bool {
 			h.SupersededBefore = now
 		}
 	}
-	if err := r.putHold(ctx, h); err != nil {
+	before, err := r.putHold(ctx, h)
+	if err != nil {
 		r.log.Error("hold not stored; the message waits", "destination", h.Destination, "err", err)
 		return false
+	}
+	if before.Until.After(r.clock.Now()) && !e.passes(before) {
+		return false // it came while this one was being stored
 	}
 	e.holds, e.why = h.Until, h.Reason
 	return true
 }
 
-// putHold commits a hold and makes it effective here at once.
-func (r *Reader) putHold(ctx context.Context, h throttle.Hold) error {
+// putHold commits a hold, makes it effective here at once, and returns the one
+// that was known before.
+func (r *Reader) putHold(ctx context.Context, h throttle.Hold) (before throttle.Hold, err error) {
 	if err := r.ruleStore.PutHold(ctx, r.clock.Now(), h); err != nil {
-		return err
+		return before, err
 	}
-	r.rules.Note(h)
+	before = r.rules.Note(h)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if d := r.x.dests[h.Destination]; d != nil {
 		r.touch(d, r.clock.Now())
 	}
-	return nil
+	return before, nil
 }
 
 // putBack returns a chosen entry to its destination: to the index if it is not

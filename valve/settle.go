@@ -281,7 +281,7 @@ func (d *Delivery) Throttled(ctx context.Context, retryAfter time.Duration) erro
 	r := d.reader
 	if retryAfter > 0 {
 		until := r.clock.Now().Add(min(retryAfter, maxHold))
-		if err := r.putHold(ctx, throttle.Hold{Destination: d.Message.Destination, Until: until, Reason: "throttled by the destination"}); err != nil {
+		if _, err := r.putHold(ctx, throttle.Hold{Destination: d.Message.Destination, Until: until, Reason: "throttled by the destination"}); err != nil {
 			return fmt.Errorf("valve: hold: %w", err)
 		}
 	}
