@@ -12,6 +12,10 @@ const (
 	idleTroubled = 3 * time.Second
 	// rulesKnown is how long a change of the rules may take to become effective.
 	rulesKnown = time.Second
+	// lostAhead is how long after a loss of the cache limits may keep everything
+	// back where the clock went back before: a reader that has not noticed may
+	// have used them until ten seconds after it was last seen, by its own clock.
+	lostAhead = 15 * time.Second
 	// permitRoom is how much earlier than by its dispatches a limit may be used
 	// up: permits count at their latest until they are reported.
 	permitRoom = 600 * time.Millisecond
@@ -25,6 +29,9 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 		bound = idleTroubled + 20*o.plan.latency
 	}
 	if o.jump || !o.plan.calm && !o.settledFor(at, settleTime+bound) {
+		return
+	}
+	if o.back && o.wiped && at < o.lastWipe+lostAhead {
 		return
 	}
 	for i := range o.letters {

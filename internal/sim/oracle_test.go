@@ -86,22 +86,23 @@ type seen struct {
 }
 
 type oracle struct {
-	plan    *plan
-	h       []event
-	letters []letter // by number
-	sides   []side   // by process
-	rules   []event  // kRule
-	held    []event  // kHold
-	found   []violation
-	trouble []time.Duration // of faults
-	jump    bool            // the clock stepped far: who is behind waits
-	back    bool            // it stepped back
-	ahead   []time.Duration // it stepped far ahead
-	wiped   bool            // the cache forgot
-	ruled   bool            // limits changed
-	dests   []string
-	sent    map[string][]int64 // stamps so far
-	pace    map[string]int64   // until when dispatches so far have used up a paced limit
+	plan     *plan
+	h        []event
+	letters  []letter // by number
+	sides    []side   // by process
+	rules    []event  // kRule
+	held     []event  // kHold
+	found    []violation
+	trouble  []time.Duration // of faults
+	jump     bool            // the clock stepped far: who is behind waits
+	back     bool            // it stepped back
+	ahead    []time.Duration // it stepped far ahead
+	wiped    bool            // the cache forgot
+	lastWipe time.Duration   // the last time
+	ruled    bool            // limits changed
+	dests    []string
+	sent     map[string][]int64 // stamps so far
+	pace     map[string]int64   // until when dispatches so far have used up a paced limit
 }
 
 // judge returns what is wrong with a history, at most one violation per rule.
@@ -120,7 +121,9 @@ func judge(w *world) []violation {
 		if f.kind == fStep && f.dur > 100*time.Millisecond {
 			o.ahead = append(o.ahead, f.at)
 		}
-		o.wiped = o.wiped || f.kind == fWipe
+		if f.kind == fWipe {
+			o.wiped, o.lastWipe = true, max(o.lastWipe, f.at)
+		}
 		o.ruled = o.ruled || f.kind == fLimit
 	}
 	next := time.Duration(0)
