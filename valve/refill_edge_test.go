@@ -1,9 +1,12 @@
 package valve
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -337,4 +340,26 @@ func TestPassLoopRests(t *testing.T) {
 		cancel()
 		<-done
 	})
+}
+
+// An error of a pass or a refill is told, but not while the reader ends.
+func TestErrorsOfReadingAreTold(t *testing.T) {
+	for _, ending := range []bool{false, true} {
+		still(t, func(t *testing.T, r *Reader) {
+			var text bytes.Buffer
+			r.log = slog.New(slog.NewTextHandler(&text, nil))
+			r.store = &headStore{err: errors.New("away")}
+			var cancel context.CancelFunc
+			r.ctx, cancel = context.WithCancel(t.Context())
+			defer cancel()
+			if ending {
+				cancel()
+			}
+			r.pass(0)
+			r.refillNow(t.Context(), r.x.dest("a"))
+			if n := strings.Count(text.String(), "away"); n != 2 && !ending || n != 0 && ending {
+				t.Errorf("ending %v: logged %s", ending, &text)
+			}
+		})
+	}
 }
