@@ -348,13 +348,19 @@ func TestTrimLeavesShortLists(t *testing.T) {
 			x.offer(row(name, n), nil, t0)
 		}
 	}
+	eligible := func(d *destination) time.Time { // the long one is looked at last
+		if d.name == "long" {
+			return t0
+		}
+		return t0.Add(1)
+	}
 	x.limit = 20
-	x.trim(func(*destination) time.Time { return t0 })
+	x.trim(eligible)
 	if x.total != 17 || !x.dests["long"].more || x.dests["eight"].more || x.dests["one"].more {
 		t.Errorf("%d references are left", x.total)
 	}
 	x.limit = 5
-	x.trim(func(*destination) time.Time { return t0 })
+	x.trim(eligible)
 	if x.total > 4 || x.dests["one"].more {
 		t.Errorf("%d references are left", x.total)
 	}
@@ -461,6 +467,24 @@ func TestLeadExactly(t *testing.T) {
 		l.add(c.took)
 		if l.mean != c.mean || l.deviation != c.deviation || l.estimate() != c.mean+4*c.deviation {
 			t.Errorf("after %v: %v ± %v, estimate %v", c.took, l.mean, l.deviation, l.estimate())
+		}
+	}
+}
+
+// Emergencies pass the holds that emergencies set, others only their own.
+func TestWhatPassesAHold(t *testing.T) {
+	emergency, plain := &entry{ref: row("a", 1)}, &entry{ref: row("a", 2), holds: t0, why: "duration"}
+	emergency.ref.Lane = queue.Emergency
+	for _, c := range []struct {
+		e      *entry
+		reason string
+		passes bool
+	}{
+		{emergency, holdEmergency, true}, {emergency, "429", false},
+		{plain, holdEmergency, false}, {plain, "429", false}, {plain, "duration", true},
+	} {
+		if got := c.e.passes(throttle.Hold{Until: t0, Reason: c.reason}); got != c.passes {
+			t.Errorf("%v, hold %q: passes %v", c.e.ref.ID, c.reason, got)
 		}
 	}
 }
