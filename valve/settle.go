@@ -100,8 +100,10 @@ func (r *Reader) settleBatch(batch []*ending) {
 	r.mu.Lock()
 	now := r.clock.Now()
 	for i, x := range batch {
-		if lost[i] && x.settle.Verb == queue.Ack && x.entry.unknown {
-			delete(lost, i) // the ack whose answer was lost had been carried out
+		if lost[i] && x.settle.Verb == queue.Ack && x.entry.unknown && now.Add(r.cfg.Lease/8).Before(x.entry.leaseUntil) {
+			// The ack whose answer was lost had been carried out: nobody else can
+			// have taken the row while the lease lasts.
+			delete(lost, i)
 		}
 		r.ended(x, lost[i], err, now)
 	}
