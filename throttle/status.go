@@ -64,6 +64,9 @@ func (r *ring) free(now int64) int64 {
 	if r.limit.IsNone() {
 		return p
 	}
+	if r.forgot != 0 {
+		p = max(p, r.forgot+r.limit.window())
+	}
 	over := r.total - (r.limit.Max - 1)
 	for i := 0; over > 0 && i < len(r.entries); i++ {
 		over -= r.entries[i].n

@@ -61,3 +61,31 @@ func TestStatusAndForgetOfAStoreThatIsAway(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What Status tells is when the next permit is for, also where the past is known
+// in part only.
+func TestStatusAfterChangesAndLoss(t *testing.T) {
+	const ms = time.Millisecond
+	c := newChanging(t)
+	c.set(-time.Second, "4/300ms") // so that the other store learns of it
+	c.now(0, 4)
+	c.set(100*ms, "1/300ms strict")
+	c.fast.Wipe(c.start.Add(150 * ms))
+	c.now(160*ms, 1)
+	c.set(200*ms, "100/1s")
+	c.now(210*ms, 1) // the limiter learns of it
+	limit := mustLimit(t, "100/1s")
+	s, err := c.reader().Status(t.Context(), c.start.Add(220*ms), "d", limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := len(c.sent)
+	for at := 220 * ms; len(c.sent) == before; at += ms {
+		if c.now(at, 1); at > 5*time.Second {
+			t.Fatal("nothing goes any more")
+		}
+	}
+	if next := c.start.Add(c.sent[before]); !s.Next.Equal(next) {
+		t.Errorf("next at %v, it went at %v", s.Next.Sub(c.start), next.Sub(c.start))
+	}
+}
