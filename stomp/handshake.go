@@ -71,14 +71,7 @@ func appendConnected(dst []byte, c *conn, sends, wants int64) []byte {
 		// start a timer for whatever the header says (I2). For the same reason the
 		// intervals are those agreed on, not ours: go-stomp gives a RECEIPT no
 		// longer than the second number.
-		least := c.srv.cfg.HeartBeat.Milliseconds()
-		ours, theirs := int64(0), int64(0)
-		if wants > 0 {
-			ours = max(least, wants)
-		}
-		if sends > 0 {
-			theirs = max(least, sends)
-		}
+		ours, theirs := c.agreed(wants).Milliseconds(), c.agreed(sends).Milliseconds()
 		dst = frame.AppendHeader(dst, 0, "heart-beat", strconv.FormatInt(ours, 10)+","+strconv.FormatInt(theirs, 10))
 	}
 	return frame.AppendBody(dst, nil)

@@ -2,14 +2,22 @@ package stomp
 
 import "time"
 
+// agreed returns the interval of one direction: the longer one of the server's and
+// the client's, in milliseconds; 0 if the client has none (S58, S59).
+func (c *conn) agreed(client int64) time.Duration {
+	if client == 0 {
+		return 0
+	}
+	return max(c.srv.cfg.HeartBeat, time.Duration(client)*time.Millisecond)
+}
+
 // startBeats starts the timers of both directions; they know nothing of each
 // other. sends and wants are the client's, in milliseconds. The mutex is held.
 func (c *conn) startBeats(sends, wants int64) {
-	least := c.srv.cfg.HeartBeat
-	if wants > 0 { // S59
+	if interval := c.agreed(wants); interval > 0 { // S59
 		// Looking every two fifths of the interval, something is sent at least
 		// every four fifths of it.
-		interval := max(least, time.Duration(wants)*time.Millisecond) * 2 / 5
+		interval = interval * 2 / 5
 		seen := c.writes
 		c.beats = time.AfterFunc(interval, func() {
 			c.mu.Lock()
@@ -28,8 +36,8 @@ func (c *conn) startBeats(sends, wants int64) {
 			c.beats.Reset(interval)
 		})
 	}
-	if sends > 0 { // S58
-		c.listen(max(least, time.Duration(sends)*time.Millisecond))
+	if interval := c.agreed(sends); interval > 0 { // S58
+		c.listen(interval)
 	}
 }
 
