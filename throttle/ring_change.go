@@ -21,7 +21,7 @@ func (r *ring) full(at int64, was Limit) {
 	if !was.IsNone() && was != r.limit {
 		p := past{was.Max, was.window(), at}
 		if !r.limit.IsNone() {
-			p.max, p.window = max(p.max, r.limit.Max), min(p.window, r.limit.window())
+			p = p.or(past{r.limit.Max, r.limit.window(), at})
 		}
 		r.pasts = []past{p}
 	}
@@ -88,14 +88,21 @@ func (r *ring) remember(latest []entry, old, limit Limit) []entry {
 // enough for the limit: another one must not take what is before for empty.
 // For the limit itself this changes nothing, it waits for the same entry.
 func (r *ring) cut(latest []entry, enough int64) {
-	total := int64(0)
-	for _, e := range latest {
-		total += e.n
-	}
-	if total >= enough {
+	if dispatches(latest) >= enough {
 		r.forgot = max(r.forgot, latest[len(latest)-1].hi)
 	}
 }
+
+// dispatches returns how many dispatches entries stand for.
+func dispatches(entries []entry) (n int64) {
+	for _, e := range entries {
+		n += e.n
+	}
+	return n
+}
+
+// or returns a past that allows what p or q did, until p's end.
+func (p past) or(q past) past { return past{max(p.max, q.max), min(p.window, q.window), p.until} }
 
 // pushPast notes an earlier limit. Where there are too many, one that allows
 // what the two oldest did takes their place.
@@ -103,7 +110,7 @@ func (r *ring) pushPast(p past) {
 	r.pasts = slices.Insert(r.pasts, 0, p)
 	if n := len(r.pasts); n > maxPasts {
 		a, b := r.pasts[n-2], r.pasts[n-1]
-		r.pasts[n-2] = past{max(a.max, b.max), min(a.window, b.window), a.until}
+		r.pasts[n-2] = a.or(b)
 		r.pasts = r.pasts[:n-1]
 	}
 }
@@ -128,10 +135,7 @@ func (r *ring) rebuild(latest []entry) {
 // edge: the entry p.max places earlier than another is at least a window
 // earlier, and none is after p.until. It stops when there are enough.
 func densest(latest []entry, p past, enough, edge int64) []entry {
-	total := int64(0)
-	for _, e := range latest {
-		total += e.n
-	}
+	total := dispatches(latest)
 	top := p.until
 	skip := total - p.max // so many of the latest have their successor in the ring
 	if skip < 0 && top > edge {
@@ -161,10 +165,7 @@ func densest(latest []entry, p past, enough, edge int64) []entry {
 // densestWindows is densest with all of a window at its end, several windows
 // together where there are too many.
 func densestWindows(latest []entry, p past, enough, edge int64) []entry {
-	total := int64(0)
-	for _, e := range latest {
-		total += e.n
-	}
+	total := dispatches(latest)
 	windows := max(0, (p.until-edge)/p.window+1)
 	step := max(1, (windows+longestWindows-1)/longestWindows)
 	for at := p.until; at > edge && total < enough; at -= step * p.window {
