@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
-	"github.com/mvalve/mvalve/throttle"
 )
 
 // Verb says how EndAsync ends a delivery.
@@ -126,7 +125,7 @@ func (r *Reader) ending(end *End) (*ending, error) {
 func (r *Reader) endThrottled(x *ending, until time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), backEndTimeout)
 	defer cancel()
-	_, err := r.putHold(ctx, throttle.Hold{Destination: x.entry.dest.name, Until: until, Reason: "throttled by the destination"})
+	err := r.letRest(ctx, x.entry.dest.name, until)
 	if err != nil {
 		r.mu.Lock()
 		x.entry.phase = out

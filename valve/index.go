@@ -121,7 +121,7 @@ type destination struct {
 	returned   uint32    // permits given back so far
 	readySince time.Time // when it last became eligible
 
-	credit    int  // messages left of its turn
+	deficit   int  // messages left of its turn, of deficit round robin
 	inRing    bool // queued in the normal ring
 	inExpress bool // queued in the ring of destinations with an emergency
 	parked    bool // eligible, but nobody who wants it has credit

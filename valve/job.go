@@ -402,6 +402,12 @@ func (r *Reader) putHold(ctx context.Context, h throttle.Hold) (before throttle.
 	return before, nil
 }
 
+// letRest holds a destination that said "too many".
+func (r *Reader) letRest(ctx context.Context, destination string, until time.Time) error {
+	_, err := r.putHold(ctx, throttle.Hold{Destination: destination, Until: until, Reason: "throttled by the destination"})
+	return err
+}
+
 // putBack returns a chosen entry to its destination: to the index if it is not
 // leased, else among the held ones. The mutex is held.
 func (r *Reader) putBack(e *entry) {

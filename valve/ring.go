@@ -34,7 +34,7 @@ type fifo struct {
 // push puts d at the end, or at the front while its turn is not over.
 func (f *fifo) push(d *destination) {
 	switch {
-	case d.credit == 0 || f.len() == 0:
+	case d.deficit == 0:
 		f.items = append(f.items, d)
 	case f.first > 0:
 		f.first--

@@ -193,7 +193,7 @@ func (r *Reader) touch(d *destination, now time.Time) {
 		r.wantRefill(d)
 	}
 	if d.backlog() == 0 {
-		d.credit = 0
+		d.deficit = 0
 		r.x.awake(d)
 		r.maybeDrop(d)
 		return
@@ -205,12 +205,13 @@ func (r *Reader) touch(d *destination, now time.Time) {
 	if why == whyHold {
 		r.onHold[d] = struct{}{}
 	}
+	if at.After(now) {
+		d.deficit = 0 // what cannot go loses its turn
+	}
 	switch {
 	case at.Equal(never):
-		d.credit = 0
 		r.x.awake(d)
 	case at.After(now):
-		d.credit = 0
 		r.x.sleep(d, at)
 	default:
 		r.x.awake(d)
@@ -218,7 +219,8 @@ func (r *Reader) touch(d *destination, now time.Time) {
 	}
 }
 
-// enqueue puts an eligible destination at the end of its ring.
+// enqueue puts an eligible destination into its ring: at the end, or at the front
+// while its turn is not over.
 func (r *Reader) enqueue(d *destination) {
 	r.refresh(d)
 	q := &r.rings[classOf(d)]
@@ -333,12 +335,12 @@ func (r *Reader) chooseInTurn(j *job, d *destination, sub *Subscription, room, q
 		// the store; where permits are asked for, several share an update.
 		turn = 1
 	}
-	if turn *= max(1, d.rule.Weight); d.credit == 0 || d.credit > turn {
-		d.credit = turn
+	if turn *= max(1, d.rule.Weight); d.deficit == 0 || d.deficit > turn {
+		d.deficit = turn
 	}
-	n := r.choose(j, d, sub, min(room, r.room(j.class, d.weight()), max(d.credit, most)), now)
-	if d.credit -= n; n == 0 || d.credit < 0 {
-		d.credit = 0
+	n := r.choose(j, d, sub, min(room, r.room(j.class, d.weight()), max(d.deficit, most)), now)
+	if d.deficit -= n; n == 0 || d.deficit < 0 {
+		d.deficit = 0
 	}
 	return n
 }

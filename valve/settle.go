@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
-	"github.com/mvalve/mvalve/throttle"
 )
 
 // settleItems is the most endings of one commit.
@@ -283,7 +282,7 @@ func (d *Delivery) Throttled(ctx context.Context, retryAfter time.Duration) erro
 	r := d.reader
 	if retryAfter > 0 {
 		until := r.clock.Now().Add(min(retryAfter, maxHold))
-		if _, err := r.putHold(ctx, throttle.Hold{Destination: d.Message.Destination, Until: until, Reason: "throttled by the destination"}); err != nil {
+		if err := r.letRest(ctx, d.Message.Destination, until); err != nil {
 			return fmt.Errorf("valve: hold: %w", err)
 		}
 	}
