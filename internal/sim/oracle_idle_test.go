@@ -61,7 +61,7 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 // since a time, and nothing out.
 func (o *oracle) idle(proc int, dest string, since time.Duration) bool {
 	s := &o.sides[proc]
-	if !s.live || !o.serves(proc, dest) || s.out > 0 || s.back > since {
+	if !s.live || !o.serves(proc, dest) || s.out > 0 || s.emptied > since {
 		return false
 	}
 	for _, from := range s.idle {

@@ -77,7 +77,7 @@ type side struct {
 	told     map[int64]bool        // and these
 	idle     map[int]time.Duration // consumers that wait, since when
 	out      int                   // deliveries out
-	back     time.Duration         // when the last one came back
+	emptied  time.Duration         // when one came back last
 }
 
 type seen struct {
@@ -105,6 +105,10 @@ type oracle struct {
 	pace     map[string]int64   // until when dispatches so far have used up a paced limit
 }
 
+// farStep is the largest step of the clock that leases and limits take without
+// a word.
+const farStep = 100 * time.Millisecond
+
 // judge returns what is wrong with a history, at most one violation per rule.
 func judge(w *world) []violation {
 	p, h, overtime := w.plan, w.history, w.overtime
@@ -116,15 +120,18 @@ func judge(w *world) []violation {
 		}
 	}
 	for _, f := range p.faults {
-		o.jump = o.jump || f.kind == fStep && f.dur.Abs() > 100*time.Millisecond
-		o.back = o.back || f.kind == fStep && f.dur < 0
-		if f.kind == fStep && f.dur > 100*time.Millisecond {
-			o.ahead = append(o.ahead, f.at)
-		}
-		if f.kind == fWipe {
+		switch f.kind {
+		case fStep:
+			o.jump = o.jump || f.dur.Abs() > farStep
+			o.back = o.back || f.dur < 0
+			if f.dur > farStep {
+				o.ahead = append(o.ahead, f.at)
+			}
+		case fWipe:
 			o.wiped, o.lastWipe = true, max(o.lastWipe, f.at)
+		case fLimit:
+			o.ruled = true
 		}
-		o.ruled = o.ruled || f.kind == fLimit
 	}
 	next := time.Duration(0)
 	for i := range h {
@@ -296,7 +303,7 @@ func (o *oracle) returned(m *letter, at time.Duration) {
 		m.out = false
 		s := o.side(m.outProc)
 		s.out--
-		s.back = at
+		s.emptied = at
 	}
 }
 

@@ -52,7 +52,8 @@ const (
 
 // lastUse returns the time until which the limits may have been in use, for a
 // cache that lost them: now while a reader lives, its last sign of life if all
-// are dead, zero if nobody read for so long that it does not matter.
+// are dead, later than now if the database's clock went back, zero if nobody read
+// for so long that it does not matter.
 func (p *Pipe) lastUse(ctx context.Context) (time.Time, error) {
 	readers, now, err := p.readers(ctx, time.Hour)
 	if err != nil {
