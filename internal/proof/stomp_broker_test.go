@@ -26,7 +26,8 @@ type broker struct {
 	proc    *process
 }
 
-// newBroker starts a broker on a pipe.
+// newBroker starts a broker on a pipe. Its leases outlive a disk that stalls; a
+// test that kills brokers gives them shorter ones.
 func newBroker(t *testing.T, p *pipe, args ...string) *broker {
 	t.Helper()
 	b := &broker{p: p, args: args, address: testserver.FreeAddress(t)}
@@ -41,7 +42,7 @@ func (b *broker) start(t *testing.T) {
 	t.Helper()
 	args := append([]string{
 		"serve", "--stomp", b.address, "--http", "off", "--debug", "127.0.0.1:0",
-		"--lease", "2s", "--retry-min", "20ms", "--max-attempts", "1000",
+		"--lease", "1m", "--retry-min", "20ms", "--max-attempts", "1000",
 	}, b.args...)
 	b.proc = start(t, nil, b.p.env(), filepath.Join(bin, "mvalve"), args...)
 	waitFor(t, 20*time.Second, "mvalve serve is ready", func() bool {

@@ -167,7 +167,7 @@ func TestBrokerKilled(t *testing.T) {
 			p := newPipe(t, tt.backend)
 			c := &crowd{ledger: newSTOMPLedger()}
 			for range tt.brokers {
-				c.brokers = append(c.brokers, newBroker(t, p))
+				c.brokers = append(c.brokers, newBroker(t, p, "--lease", "2s"))
 			}
 			stopProducers, stop := c.start(t.Context())
 			defer stop()

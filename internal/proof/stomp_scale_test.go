@@ -153,7 +153,7 @@ func TestManyQueues(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			alone(t)
 			n := shortOrLong(50_000, 1_000_000)
-			b := newBroker(t, newPipe(t, onSQLite), "--lease", "1m")
+			b := newBroker(t, newPipe(t, onSQLite))
 			before := b.heap(t)
 			began := time.Now()
 			fillQueues(t, b, n)
