@@ -115,7 +115,7 @@ func (m *Memory) stands(now time.Time, s *Settle) bool {
 	case s.Token.IsZero():
 		return r.free(Micros(now))
 	}
-	return r.msg.LeaseToken == s.Token
+	return r.msg.LeaseToken == s.Token && (s.Until.IsZero() || Micros(r.msg.LeaseUntil) <= Micros(s.Until))
 }
 
 // put stores all messages or none.

@@ -70,10 +70,16 @@ const (
 // Settle ends or extends one lease. It takes effect only while the row still
 // carries Token: the token is the fence. A zero Token settles a row that nobody
 // holds (LeaseUntil not after now): expiry and supersession use that.
+//
+// Until tells one lease of a token from the next: one that ends later is left
+// alone. It is when the lease ends as far as its holder knows; zero: it does not
+// matter. Settles of one Change with the same table, verb and token may be
+// measured by the latest of their Untils.
 type Settle struct {
 	Ref    Ref
 	Verb   Verb
 	Token  ID
+	Until  time.Time
 	At     time.Time
 	Reason string // at most 1,000 bytes are kept
 }

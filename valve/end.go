@@ -113,6 +113,9 @@ func (r *Reader) ending(end *End) (*ending, error) {
 		r.stats.Throttled++
 	case EndExtend:
 		x.settle.Verb, x.settle.At = queue.Extend, now.Add(end.Delay).Truncate(time.Microsecond)
+		if x.settle.At.After(e.asked) {
+			e.asked = x.settle.At
+		}
 		return x, nil // the delivery goes on
 	default:
 		return nil, fmt.Errorf("valve: no verb %d", end.Verb)
@@ -205,9 +208,11 @@ func (w *Writer) applyTx(i *insert) error {
 	defer cancel()
 	now := w.clock.Now()
 	c := &queue.Change{Token: w.ids.New(now), Put: i.messages, Settle: make([]queue.Settle, len(tx.endings)), Strict: true, Told: true}
+	tx.r.mu.Lock()
 	for k, x := range tx.endings {
-		c.Settle[k] = x.settle
+		c.Settle[k] = x.fenced()
 	}
+	tx.r.mu.Unlock()
 	outcome, err := w.store.Apply(ctx, now, c)
 	switch {
 	case err != nil:

@@ -40,6 +40,7 @@ type entry struct {
 
 	message    *queue.Message // nil until leased, unless handed over
 	leaseUntil time.Time
+	asked      time.Time // up to when its lease was asked for, whatever came of it
 	permit     throttle.Permit
 	permitted  bool      // permit is valid and unused
 	limited    bool      // leaves only with a permit

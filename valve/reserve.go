@@ -87,7 +87,7 @@ func (r *Reader) book(m *queue.Message, b *batch) bool {
 		return false
 	}
 	m.LeaseToken, m.LeaseUntil, m.Attempts = r.id, b.leased, 1
-	e := &entry{ref: m.Ref(), dest: d, message: m, leaseUntil: b.leased}
+	e := &entry{ref: m.Ref(), dest: d, message: m, leaseUntil: b.leased, asked: b.leased}
 	e.ref.Destination = d.name
 	r.x.known[m.ID] = e
 	r.leased[e] = struct{}{}

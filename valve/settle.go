@@ -24,6 +24,17 @@ type ending struct {
 	tx     bool          // part of a transaction
 }
 
+// fenced returns the settle with the fence of its lease. One that ends another
+// way than by Retry or Release is as true of a later lease of this reader. The
+// mutex is held.
+func (x *ending) fenced() queue.Settle {
+	s := x.settle
+	if s.Verb == queue.Retry || s.Verb == queue.Release {
+		s.Until = x.entry.asked
+	}
+	return s
+}
+
 // endings are the endings that one caller waits for.
 type endings struct {
 	left  atomic.Int64
@@ -85,9 +96,11 @@ func (r *Reader) settleBatch(batch []*ending) {
 	ctx, cancel := context.WithTimeout(context.Background(), backEndTimeout)
 	defer cancel()
 	c := &queue.Change{Settle: make([]queue.Settle, len(batch))}
+	r.mu.Lock()
 	for i, x := range batch {
-		c.Settle[i] = x.settle
+		c.Settle[i] = x.fenced()
 	}
+	r.mu.Unlock()
 	outcome, err := r.store.Apply(ctx, r.clock.Now(), c)
 	lost := make(map[int]bool, len(outcome.Lost))
 	for _, i := range outcome.Lost {
@@ -308,13 +321,12 @@ func (d *Delivery) Release(ctx context.Context) error {
 func (d *Delivery) Extend(ctx context.Context, extra time.Duration) error {
 	r := d.reader
 	r.mu.Lock()
-	if d.entry.phase != out {
-		r.mu.Unlock()
-		return ErrLeaseLost
-	}
-	until := r.clock.Now().Add(extra).Truncate(time.Microsecond)
-	x := &ending{entry: d.entry, group: newEndings(1), settle: queue.Settle{Ref: d.entry.ref, Token: r.id, Verb: queue.Extend, At: until}}
+	x, err := r.ending(&End{Delivery: d, Verb: EndExtend, Delay: extra})
 	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	x.group = newEndings(1)
 	r.end(x)
 	return x.group.wait(ctx)
 }

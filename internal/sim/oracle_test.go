@@ -61,7 +61,6 @@ type letter struct {
 	delivered int
 	ended     queue.Verb // 0: not yet
 	late      bool       // its end was carried out after its caller gave up
-	overrun   bool       // a settle carried out late may have ended a later lease of the same reader
 	confirmed bool
 	wants     map[int]queue.Verb // how its consumer in a process ends it
 	due       map[int]int64      // what its row said when a process leased it (µs); timed only
@@ -292,7 +291,6 @@ func (o *oracle) settled(e *event, m *letter) {
 		m.table, m.ready = queue.Timed, e.until
 	}
 	m.late = e.text == lateText
-	m.overrun = m.overrun || m.late
 	m.holder, m.until, m.freeSince = 0, 0, e.at
 	o.returned(m, e.at)
 }
@@ -336,7 +334,7 @@ func (o *oracle) dispatched(e *event, m *letter) {
 		o.blame(ruleAgain, e.at, "m%d is delivered after its %s was committed", e.msg, verbNames[m.ended])
 	case m.plan.dest != e.dest:
 		o.blame(ruleLoss, e.at, "m%d for %s came as one for %s", e.msg, m.plan.dest, e.dest)
-	case o.jump, m.overrun:
+	case o.jump:
 	case m.holder != e.proc && m.ended == 0:
 		o.blame(ruleLease, e.at, "m%d is delivered by p%d, p%d holds it", e.msg, e.proc, m.holder)
 	case m.ended == 0 && m.until < e.stamp+o.plan.lease.Microseconds()/2:

@@ -44,7 +44,7 @@ func (o *oracle) window(log []sentOnce, i int) {
 		return
 	}
 	extra := o.extra(e)
-	for _, l := range e.limits {
+	for _, l := range limitsOf(log, i) {
 		if l.max == 0 {
 			return
 		}
@@ -59,6 +59,19 @@ func (o *oracle) window(log []sentOnce, i int) {
 		}
 	}
 	o.blame(ruleWindow, e.at, "m%d of %s at %s is one too many for each of %v", e.msg, e.dest, shortTime(e.stamp), e.limits)
+}
+
+// limitsOf returns the limits that may have let dispatch i go, and those of what
+// has an earlier stamp and was dispatched after it, by a reader whose clock is
+// behind: such a one may know a limit that nobody knew at i.
+func limitsOf(log []sentOnce, i int) []limitText {
+	e, limits := &log[i], slices.Clone(log[i].limits)
+	for j := i - 1; j >= 0 && log[j].stamp > e.stamp-ruleAge.Microseconds(); j-- {
+		if log[j].at > e.at {
+			limits = append(limits, log[j].limits...)
+		}
+	}
+	return limits
 }
 
 // clockAge is how long a process may go by the time from before a step.

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/mvalve/mvalve/queue"
@@ -13,6 +14,7 @@ type Group struct {
 	Table queue.Lane
 	Verb  queue.Verb
 	Token queue.ID
+	Until int64 // of the leases, in microseconds: the latest Settle.Until
 	At    int64 // new lease end in microseconds; set for Extend only
 	Index []int // into the settles, ordered by primary key
 }
@@ -46,12 +48,22 @@ func GroupSettles(settles []queue.Settle) []Group {
 			}
 			last, lastKey = n, k
 		}
-		groups[last].Index = append(groups[last].Index, i)
+		g := &groups[last]
+		g.Until = max(g.Until, Until(s))
+		g.Index = append(g.Index, i)
 	}
 	for _, g := range groups {
 		slices.SortFunc(g.Index, func(a, b int) int { return CompareKeys(settles[a].Ref, settles[b].Ref) })
 	}
 	return groups
+}
+
+// Until returns up to which end, in microseconds, the lease that s settles counts.
+func Until(s *queue.Settle) int64 {
+	if s.Until.IsZero() {
+		return math.MaxInt64
+	}
+	return queue.Micros(s.Until)
 }
 
 // CompareKeys orders references of one table by primary key: (ready_at, id) in

@@ -10,8 +10,8 @@ import (
 )
 
 // settler carries out settles inside one transaction. Its statements change rows
-// only where the fence holds: the row carries the token, or, for a zero token,
-// nobody holds it. Optimistically it expects every row to be changed; when the
+// only where the fence holds: the row carries the token and its lease ends in
+// time, or, for a zero token, nobody holds it. Optimistically it expects every row to be changed; when the
 // count says otherwise it fails with errConflict, the transaction is rolled
 // back, and a careful one reads first which rows the fence lets through.
 type settler struct {
@@ -47,35 +47,33 @@ func (w *settler) settle(g sqlstore.Group) error {
 	return nil
 }
 
-// fence is the condition under which a row may be settled, and its argument.
-func (w *settler) fence(g sqlstore.Group) (string, any) {
+// fence is the condition under which a row may be settled, and its arguments.
+func (w *settler) fence(g sqlstore.Group) (string, []any) {
 	if g.Token.IsZero() {
-		return " AND lease_until <= ?", w.now
+		return " AND lease_until <= ?", []any{w.now}
 	}
-	return " AND lease_token = ?", g.Token[:]
+	return " AND lease_until <= ? AND lease_token = ?", []any{g.Until, g.Token[:]}
 }
 
 // carriers returns those of part whose rows pass the fence, and notes the others
 // as lost. Of a row named twice it returns one.
 func (w *settler) carriers(g sqlstore.Group, part []int) ([]int, error) {
-	_, fenceArg := w.fence(g)
+	latest := g.Until
+	if g.Token.IsZero() {
+		latest = w.now
+	}
 	size := paddedSize(len(part))
 	text := cached.get("carriers", g.Table, size, func() string {
 		return "SELECT id, lease_token, lease_until FROM " + sqlstore.Table(g.Table) + byKey + " WHERE " + keyWhere(g.Table, size) + " FOR UPDATE"
 	})
 	passes := make(map[queue.ID]bool, len(part))
-	token, fenced := fenceArg.([]byte)
 	var id, carried []byte
 	var until int64
 	err := w.r.query(w.ctx, text, keyArgs(nil, g.Table, w.refs, part, size), func(rows *sql.Rows) error {
 		if err := rows.Scan(&id, &carried, &until); err != nil {
 			return err
 		}
-		if fenced {
-			passes[queue.ID(id)] = string(carried) == string(token)
-		} else {
-			passes[queue.ID(id)] = until <= w.now
-		}
+		passes[queue.ID(id)] = until <= latest && (g.Token.IsZero() || string(carried) == string(g.Token[:]))
 		return nil
 	})
 	if err != nil {
@@ -121,7 +119,7 @@ func (w *settler) apply(g sqlstore.Group, part []int) error {
 
 // change updates the rows of part, or deletes them if there is nothing to set.
 func (w *settler) change(g sqlstore.Group, part []int, set string, setArgs ...any) error {
-	fence, fenceArg := w.fence(g)
+	fence, fenceArgs := w.fence(g)
 	size := paddedSize(len(part))
 	text := cached.get("change"+set+fence, g.Table, size, func() string {
 		text := deleteFrom(g.Table)
@@ -130,8 +128,8 @@ func (w *settler) change(g sqlstore.Group, part []int, set string, setArgs ...an
 		}
 		return text + " WHERE " + keyWhere(g.Table, size) + fence
 	})
-	args := keyArgs(append(make([]any, 0, size*2+2), setArgs...), g.Table, w.refs, part, size)
-	n, err := w.r.exec(w.ctx, text, append(args, fenceArg)...)
+	args := keyArgs(append(make([]any, 0, size*2+3), setArgs...), g.Table, w.refs, part, size)
+	n, err := w.r.exec(w.ctx, text, append(args, fenceArgs...)...)
 	if err != nil {
 		return err
 	}
@@ -171,13 +169,13 @@ func (w *settler) dueAt(s queue.Settle) any {
 
 // postpone gives rows of q_timed another time, and with it another key.
 func (w *settler) postpone(g sqlstore.Group, part []int) error {
-	fence, fenceArg := w.fence(g)
+	fence, fenceArgs := w.fence(g)
 	when, args := w.perRow(part, "ready_at", w.dueAt)
 	text := cached.get("postpone"+fence, g.Table, maxMoves, func() string {
 		return "UPDATE q_timed" + byKey + " SET ready_at = " + when + ", lease_until = 0, lease_token = '' WHERE " +
 			keyWhere(g.Table, maxMoves) + fence
 	})
-	args = append(keyArgs(args, g.Table, w.refs, part, maxMoves), fenceArg)
+	args = append(keyArgs(args, g.Table, w.refs, part, maxMoves), fenceArgs...)
 	n, err := w.r.exec(w.ctx, text, args...)
 	if err != nil {
 		return err
@@ -188,7 +186,7 @@ func (w *settler) postpone(g sqlstore.Group, part []int) error {
 // move copies rows to q_timed (Retry) or q_dead (Kill) and deletes them here.
 // The copy stays inside the server: bodies do not travel.
 func (w *settler) move(g sqlstore.Group, part []int) error {
-	fence, fenceArg := w.fence(g)
+	fence, fenceArgs := w.fence(g)
 	var text string
 	var args []any
 	from := " FROM " + sqlstore.Table(g.Table) + byKey + " WHERE " + keyWhere(g.Table, maxMoves) + fence
@@ -208,7 +206,7 @@ func (w *settler) move(g sqlstore.Group, part []int) error {
 				" ON DUPLICATE KEY UPDATE dead_at = VALUES(dead_at), reason = VALUES(reason)"
 		})
 	}
-	n, err := w.r.exec(w.ctx, text, append(keyArgs(args, g.Table, w.refs, part, maxMoves), fenceArg)...)
+	n, err := w.r.exec(w.ctx, text, append(keyArgs(args, g.Table, w.refs, part, maxMoves), fenceArgs...)...)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 var settleCases = []testCase{
 	{"token is the fence", fence},
+	{"the end tells leases of one token apart", nextLease},
 	{"late but not stolen", lateAck},
 	{"release gives the attempt back", release},
 	{"retry goes to timed and keeps its lane", retry},
@@ -40,6 +41,29 @@ func fence(f *fixture) {
 		}
 		if f.settle(queue.Settle{Ref: ref, Verb: queue.Ack, Token: second}) {
 			f.Fatal("a second ack of the same row succeeded")
+		}
+	}
+}
+
+func nextLease(f *fixture) {
+	for _, m := range []*queue.Message{f.message("a"), f.timed("a", -time.Second)} {
+		ref := f.put(m)[0]
+		token, first := f.id(), f.now.Add(time.Second)
+		f.leaseFor(time.Second, token, ref)
+		f.pass(time.Second)
+		f.leaseFor(time.Second, token, ref)
+		second := f.now.Add(time.Second)
+		for _, verb := range allVerbs {
+			if f.settle(queue.Settle{Ref: ref, Verb: verb, Token: token, Until: first, At: f.now.Add(time.Hour)}) {
+				f.Fatalf("verb %d of an earlier lease took effect", verb)
+			}
+		}
+		if !f.settle(queue.Settle{Ref: ref, Verb: queue.Release, Token: token, Until: second}) {
+			f.Fatal("a release within the lease was refused")
+		}
+		f.leaseFor(time.Second, token, ref)
+		if !f.settle(queue.Settle{Ref: ref, Verb: queue.Retry, Token: token, Until: second.Add(time.Microsecond), At: f.now}) {
+			f.Fatal("a retry within the lease was refused")
 		}
 	}
 }

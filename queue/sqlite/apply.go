@@ -132,18 +132,24 @@ func settleGroup(c *conn, now time.Time, settles []queue.Settle, g sqlstore.Grou
 // settleKeys acks, releases or extends the rows in index.
 func settleKeys(c *conn, now time.Time, settles []queue.Settle, g sqlstore.Group, index []int) (int64, error) {
 	size := keySize(len(index))
-	args := make([]any, 0, 2*size+2)
+	args := make([]any, 0, 2*size+3)
 	if g.Verb == queue.Extend {
 		args = append(args, g.At)
 	}
 	for i := range size { // padded with the last key: a set does not mind
 		args = appendKey(args, settles[index[min(i, len(index)-1)]].Ref)
 	}
-	op, fence := verbOps[g.Verb], any(g.Token[:])
-	if g.Token.IsZero() {
-		op, fence = op+opFree, queue.Micros(now)
+	free, args := appendFence(args, now, g.Token, g.Until)
+	return c.exec(c.text(verbOps[g.Verb]+free, g.Table, size), args...)
+}
+
+// appendFence appends what the row's lease must be like, and returns what makes
+// an op the one that compares it.
+func appendFence(args []any, now time.Time, token queue.ID, until int64) (op, []any) {
+	if token.IsZero() {
+		return opFree, append(args, queue.Micros(now))
 	}
-	return c.exec(c.text(op, g.Table, size), append(args, fence)...)
+	return 0, append(args, until, token[:])
 }
 
 var verbOps = map[queue.Verb]op{queue.Ack: opAck, queue.Release: opRelease, queue.Extend: opExtend}
@@ -153,7 +159,7 @@ func settleRow(c *conn, now time.Time, s *queue.Settle) (bool, error) {
 	switch s.Verb {
 	case queue.Retry, queue.Kill:
 	default:
-		g := sqlstore.Group{Table: s.Ref.Table, Verb: s.Verb, Token: s.Token, At: queue.Micros(s.At)}
+		g := sqlstore.Group{Table: s.Ref.Table, Verb: s.Verb, Token: s.Token, Until: sqlstore.Until(s), At: queue.Micros(s.At)}
 		n, err := settleKeys(c, now, []queue.Settle{*s}, g, []int{0})
 		return n == 1, err
 	}
@@ -161,24 +167,21 @@ func settleRow(c *conn, now time.Time, s *queue.Settle) (bool, error) {
 	if s.At.IsZero() {
 		at = queue.Micros(now)
 	}
-	fence, move := any(s.Token[:]), op(0)
-	if s.Token.IsZero() {
-		fence, move = queue.Micros(now), opFree
-	}
+	var move op
 	var args []any
 	switch {
 	case s.Verb == queue.Kill:
-		move += opKill
+		move = opKill
 		args = append(args, queue.Micros(now), queue.CutReason(s.Reason))
 	case s.Ref.Table == queue.Timed:
-		move += opDelay
+		move = opDelay
 		args = append(args, at)
 	default:
-		move += opRetry
+		move = opRetry
 		args = append(args, at)
 	}
-	args = append(appendKey(args, s.Ref), fence)
-	n, err := c.exec(c.text(move, s.Ref.Table, 1), args...)
+	free, args := appendFence(appendKey(args, s.Ref), now, s.Token, sqlstore.Until(s))
+	n, err := c.exec(c.text(move+free, s.Ref.Table, 1), args...)
 	if err != nil || n == 0 || s.Verb == queue.Retry && s.Ref.Table == queue.Timed {
 		return n == 1, err
 	}
@@ -249,7 +252,7 @@ func buildText(o op, table queue.Lane, n int) string {
 	if table == queue.Timed {
 		keys = "(ready_at, id) IN (VALUES " + marks("(?, ?)", n) + ")"
 	}
-	fence := " AND lease_token = ?"
+	fence := " AND lease_until <= ? AND lease_token = ?"
 	if o >= opFree {
 		o, fence = o-opFree, " AND lease_until <= ?"
 	}

@@ -18,6 +18,9 @@ const (
 	// lull is after how long without progress the publisher sends on: what was
 	// dropped shows by the number of the next message.
 	lull = time.Second
+	// patience is how long after the end nothing may arrive before what is
+	// missing counts as lost.
+	patience = 5 * time.Second
 )
 
 // subscriber takes the messages of a topic, which come in order.
@@ -194,15 +197,16 @@ func (b *stompBench) topic(ctx context.Context, l *load, name string, subscriber
 	return b.noteVerdict(name, verdict, 0)
 }
 
-// endTopic waits for the last message to reach everybody, a moment at most.
+// endTopic waits for the last message to reach everybody, or until nothing more
+// arrives.
 func (l *load) endTopic(ctx context.Context, t *topic) (verdict, error) {
-	deadline := time.After(lull)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	for waiting := true; waiting && t.slowest() < t.sent; {
 		select {
-		case <-tick.C:
-		case <-deadline:
+		case <-t.moved:
+			timer.Reset(patience)
+		case <-timer.C:
 			waiting = false
 		case <-ctx.Done():
 			return verdict{}, context.Cause(ctx)

@@ -1,0 +1,63 @@
+package valve_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/mvalve/mvalve/queue"
+	"github.com/mvalve/mvalve/valve"
+)
+
+// delayedStore carries out its first settle only when the test says so.
+type delayedStore struct {
+	*queue.Memory
+	late *queue.Change
+}
+
+func (s *delayedStore) Apply(ctx context.Context, now time.Time, c *queue.Change) (queue.Outcome, error) {
+	if s.late == nil && len(c.Settle) > 0 {
+		s.late = c
+		return queue.Outcome{}, queue.ErrUnknown
+	}
+	return s.Memory.Apply(ctx, now, c)
+}
+
+// All leases of a reader carry one token: what ended an earlier one and is
+// carried out late must leave the present one alone.
+func TestLateEndOfAnEarlierLease(t *testing.T) {
+	for name, end := range map[string]func(context.Context, *valve.Delivery) error{
+		"release": func(ctx context.Context, d *valve.Delivery) error { return d.Release(ctx) },
+		"nack":    func(ctx context.Context, d *valve.Delivery) error { return d.Nack(ctx, 0, "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inPipe(t, func(t *testing.T, p *pipe) {
+				store := &delayedStore{Memory: p.store}
+				r, err := valve.OpenReader(t.Context(), store, valve.ReaderConfig{
+					Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Lease: 30 * time.Second,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.insert(text("d", "m"))
+				d := p.next(r)
+				if err := end(t.Context(), d); err == nil {
+					t.Fatal("the first end had an outcome")
+				}
+				pass(time.Second)
+				if err := d.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				d = p.next(r)
+				out, err := p.store.Apply(t.Context(), p.w.Now(), store.late)
+				if err != nil || len(out.Lost) != 1 {
+					t.Errorf("the late end: %v, %v; want it lost", out.Lost, err)
+				}
+				if err := d.Ack(t.Context()); err != nil {
+					t.Errorf("ack: %v", err)
+				}
+				p.close(r)
+			})
+		})
+	}
+}
