@@ -126,6 +126,7 @@ CREATE TABLE IF NOT EXISTS q_limit (
 CREATE TABLE IF NOT EXISTS q_hold (
   destination       VARBINARY(255)  NOT NULL,
   until             BIGINT          NOT NULL,
+  rest_until        BIGINT          NOT NULL,
   superseded_before BIGINT          NOT NULL,
   reason            VARBINARY(1000) NOT NULL,
   changed_at        BIGINT          NOT NULL,
@@ -169,4 +170,4 @@ CREATE TABLE IF NOT EXISTS q_meta (
   PRIMARY KEY (name)
 ) ENGINE=InnoDB;
 
-INSERT INTO q_meta (name, value) VALUES ('schema', '1') ON DUPLICATE KEY UPDATE name = name;
+INSERT INTO q_meta (name, value) VALUES ('schema', '2') ON DUPLICATE KEY UPDATE name = name;

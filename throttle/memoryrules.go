@@ -86,9 +86,7 @@ func (m *MemoryRules) PutHold(_ context.Context, now time.Time, h Hold) error {
 	if m.holds == nil {
 		m.holds = make(map[string]Hold)
 	}
-	old := m.holds[h.Destination]
-	h.Until = later(h.Until, old.Until)
-	h.SupersededBefore = later(h.SupersededBefore, old.SupersededBefore)
+	h = m.holds[h.Destination].with(h)
 	h.ChangedAt = now
 	m.holds[h.Destination] = h
 	return nil
@@ -99,7 +97,7 @@ func (m *MemoryRules) Free(_ context.Context, now time.Time, destination string)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if h, ok := m.holds[destination]; ok {
-		h.Until, h.ChangedAt = now, now
+		h.Until, h.RestUntil, h.ChangedAt = now, earlier(now, h.RestUntil), now
 		m.holds[destination] = h
 	}
 	return nil

@@ -19,11 +19,14 @@ type Rule struct {
 	ChangedAt   time.Time
 }
 
-// Hold tells a destination to wait: nothing leaves before Until. What was
+// Hold tells a destination to wait: nothing leaves before Until, but for what may
+// pass the hold of that Reason. Before RestUntil, which is at most Until, nothing
+// passes: the destination itself, or an operator, asked for rest. What was
 // enqueued before SupersededBefore is dead-lettered instead of dispatched.
 type Hold struct {
 	Destination      string
 	Until            time.Time
+	RestUntil        time.Time
 	SupersededBefore time.Time
 	Reason           string
 	ChangedAt        time.Time

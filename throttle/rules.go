@@ -94,6 +94,24 @@ func (r *Rules) Note(h Hold) (before Hold) {
 	return before
 }
 
+// with returns h with what newer adds to it: no time moves back, and the reason is
+// that of the later Until.
+func (h Hold) with(newer Hold) Hold {
+	if newer.Until.Before(h.Until) {
+		newer.Until, newer.Reason = h.Until, h.Reason
+	}
+	newer.RestUntil = later(newer.RestUntil, h.RestUntil)
+	newer.SupersededBefore = later(newer.SupersededBefore, h.SupersededBefore)
+	return newer
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
 func later(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return b
@@ -158,11 +176,7 @@ func (r *Rules) reloadRules(ctx context.Context) error {
 
 // extend makes a hold known besides the one there may be. The mutex is held.
 func (r *Rules) extend(h Hold) {
-	if old, ok := r.holds[h.Destination]; ok {
-		h.Until = later(h.Until, old.Until)
-		h.SupersededBefore = later(h.SupersededBefore, old.SupersededBefore)
-	}
-	r.holds[h.Destination] = h
+	r.holds[h.Destination] = r.holds[h.Destination].with(h)
 }
 
 func (r *Rules) reloadHolds(ctx context.Context, now time.Time) error {

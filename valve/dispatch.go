@@ -75,11 +75,11 @@ func (r *Reader) blocked(e *entry, now time.Time) bool {
 		return true // the second: a limit came while it lay ready without a permit
 	}
 	h, ok := r.rules.Hold(e.dest.name)
-	if !ok || e.passes(h) {
+	if !ok {
 		return false
 	}
 	superseded := e.ref.Lane != queue.Emergency && e.ref.EnqueuedAt < queue.Micros(h.SupersededBefore)
-	return superseded || h.Until.After(now)
+	return superseded && !e.set(h) || e.waits(h).After(now)
 }
 
 // lapse gives a permit back whose time has passed. The mutex is held.

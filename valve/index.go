@@ -60,10 +60,13 @@ func (e *entry) set(h throttle.Hold) bool {
 	return !e.holds.IsZero() && !h.Until.After(e.holds) && h.Reason == e.why
 }
 
-// passes reports whether h is no reason for e to wait: its own, or that of an
-// emergency to another one.
-func (e *entry) passes(h throttle.Hold) bool {
-	return rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h)
+// waits returns until when e waits for h. It passes its own, and an emergency
+// that of another one, but not while the destination was asked to rest.
+func (e *entry) waits(h throttle.Hold) time.Time {
+	if rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h) {
+		return h.RestUntil
+	}
+	return h.Until
 }
 
 // rank is the lane order within a destination.

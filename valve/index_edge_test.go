@@ -471,7 +471,8 @@ func TestLeadExactly(t *testing.T) {
 	}
 }
 
-// Emergencies pass the holds that emergencies set, others only their own.
+// Emergencies pass the holds that emergencies set, others only their own; nobody
+// passes while the destination rests.
 func TestWhatPassesAHold(t *testing.T) {
 	emergency, plain := &entry{ref: row("a", 1)}, &entry{ref: row("a", 2), holds: t0, why: "duration"}
 	emergency.ref.Lane = queue.Emergency
@@ -483,8 +484,12 @@ func TestWhatPassesAHold(t *testing.T) {
 		{emergency, holdEmergency, true}, {emergency, "429", false},
 		{plain, holdEmergency, false}, {plain, "429", false}, {plain, "duration", true},
 	} {
-		if got := c.e.passes(throttle.Hold{Until: t0, Reason: c.reason}); got != c.passes {
-			t.Errorf("%v, hold %q: passes %v", c.e.ref.ID, c.reason, got)
+		rest, want := t0.Add(-time.Second), t0
+		if c.passes {
+			want = rest
+		}
+		if got := c.e.waits(throttle.Hold{Until: t0, RestUntil: rest, Reason: c.reason}); !got.Equal(want) {
+			t.Errorf("%v, hold %q: waits until %v, want %v", c.e.ref.ID, c.reason, got, want)
 		}
 	}
 }

@@ -380,7 +380,7 @@ func (r *Reader) setHold(ctx context.Context, e *entry) bool {
 		r.log.Error("hold not stored; the message waits", "destination", h.Destination, "err", err)
 		return false
 	}
-	if before.Until.After(r.clock.Now()) && !e.passes(before) {
+	if e.waits(before).After(r.clock.Now()) {
 		return false // it came while this one was being stored
 	}
 	e.holds, e.why = h.Until, h.Reason
@@ -404,7 +404,7 @@ func (r *Reader) putHold(ctx context.Context, h throttle.Hold) (before throttle.
 
 // letRest holds a destination that said "too many".
 func (r *Reader) letRest(ctx context.Context, destination string, until time.Time) error {
-	_, err := r.putHold(ctx, throttle.Hold{Destination: destination, Until: until, Reason: "throttled by the destination"})
+	_, err := r.putHold(ctx, throttle.Hold{Destination: destination, Until: until, RestUntil: until, Reason: "throttled by the destination"})
 	return err
 }
 

@@ -173,8 +173,10 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 	}
 	at, why := now, ""
 	urgent := d.urgent()
-	if h, ok := r.rules.Hold(d.name); ok && h.Until.After(at) && (!urgent || h.Reason != holdEmergency) && (len(d.held) == 0 || !d.held[0].set(h)) {
-		at, why = h.Until, whyHold
+	if h, ok := r.rules.Hold(d.name); ok {
+		if until := d.waits(h, urgent); until.After(at) {
+			at, why = until, whyHold
+		}
 	}
 	if d.notBefore.After(at) && (!urgent || r.cfg.Emergency != Bypass || d.why != whyLimit) {
 		at, why = d.notBefore, d.why
@@ -185,6 +187,14 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 		}
 	}
 	return at, why
+}
+
+// waits returns until when the next message of d, an emergency or not, waits for h.
+func (d *destination) waits(h throttle.Hold, urgent bool) time.Time {
+	if urgent && h.Reason == holdEmergency || len(d.held) > 0 && d.held[0].set(h) {
+		return h.RestUntil
+	}
+	return h.Until
 }
 
 // touch puts d where it belongs after anything about it changed.

@@ -54,3 +54,31 @@ func TestRestAskedForWhileAHoldIsStored(t *testing.T) {
 		}
 	})
 }
+
+// An emergency that holds the others for a while does not hide that the
+// destination asks for rest, whichever comes first.
+func TestRestBesideTheHoldOfAnEmergency(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.reader(nil)
+		defer p.close(r)
+		p.insert(&queue.Message{Destination: "d", Lane: queue.Emergency, Body: []byte("alarm"), Hold: time.Minute})
+		p.ack(p.next(r))
+		p.insert(&queue.Message{Destination: "d", Lane: queue.Emergency, Body: []byte("second")})
+		p.insert(text("d", "other"))
+		asked := time.Now()
+		if err := p.next(r).Throttled(t.Context(), 3*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []struct {
+			body   string
+			waited time.Duration
+		}{{"second", 3 * time.Second}, {"other", time.Minute}} {
+			d := p.next(r)
+			waited := time.Since(asked)
+			if string(d.Message.Body) != want.body || waited < want.waited-time.Second/2 || waited > want.waited+time.Second/2 {
+				t.Errorf("%q after %v, want %q after %v", d.Message.Body, waited, want.body, want.waited)
+			}
+			p.ack(d)
+		}
+	})
+}

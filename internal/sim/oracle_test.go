@@ -367,27 +367,13 @@ func (o *oracle) inTime(e *event, m *letter, s *side) {
 		if h.dest != e.dest || h.version > s.holds && !s.told[h.version] || h.until <= e.stamp {
 			continue
 		}
-		if h.text == throttledText && !o.passes(e, m, h) {
+		if h.text == throttledText {
 			o.blame(ruleEarly, e.at, "m%d is delivered by p%d, which knows that %s is held until %s", e.msg, e.proc, e.dest, shortTime(h.until))
 		}
 	}
 }
 
 const throttledText = "throttled by the destination"
-
-// passes: a destination has one hold. An emergency passes one that an emergency
-// set later, and a series its own, whatever was merged into it.
-func (o *oracle) passes(e *event, m *letter, h event) bool {
-	if m.rank() > 0 && m.plan.hold == 0 {
-		return false
-	}
-	for _, x := range o.held {
-		if x.dest == h.dest && x.text != throttledText && x.until > h.clock {
-			return true
-		}
-	}
-	return false
-}
 
 // ruleAt returns what the rules of a version say of a destination: an exact rule
 // comes before "*", field by field.

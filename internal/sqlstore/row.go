@@ -14,7 +14,7 @@ import (
 
 // SchemaVersion is the value that q_meta must have under MetaSchema.
 const (
-	SchemaVersion = "1"
+	SchemaVersion = "2"
 	MetaSchema    = "schema"
 )
 

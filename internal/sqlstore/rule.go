@@ -14,7 +14,7 @@ const RuleColumns = "pattern, limit_max, limit_interval, limit_mode, limit_guard
 	"version, was_max, was_interval, was_mode, was_guard, changed_at"
 
 // HoldColumns are the columns of q_hold in the order of HoldRow.
-const HoldColumns = "destination, until, superseded_before, reason, changed_at"
+const HoldColumns = "destination, until, rest_until, superseded_before, reason, changed_at"
 
 // RuleArgs returns the values of RuleColumns.
 func RuleArgs(r throttle.Rule) []any {
@@ -121,19 +121,19 @@ func NextRule(prev *throttle.Rule, r throttle.Rule, ifAbsent bool, version int64
 
 // HoldRow receives HoldColumns.
 type HoldRow struct {
-	destination, reason        string
-	until, superseded, changed int64
+	destination, reason              string
+	until, rest, superseded, changed int64
 }
 
 // Dest returns the scan destinations for HoldColumns.
 func (r *HoldRow) Dest() []any {
-	return []any{&r.destination, &r.until, &r.superseded, &r.reason, &r.changed}
+	return []any{&r.destination, &r.until, &r.rest, &r.superseded, &r.reason, &r.changed}
 }
 
 // Hold decodes the row.
 func (r *HoldRow) Hold() throttle.Hold {
 	return throttle.Hold{
-		Destination: r.destination, Until: queue.Time(r.until),
+		Destination: r.destination, Until: queue.Time(r.until), RestUntil: queue.Time(r.rest),
 		SupersededBefore: queue.Time(r.superseded), Reason: r.reason, ChangedAt: queue.Time(r.changed),
 	}
 }

@@ -159,10 +159,10 @@ func (s *Store) LoadHolds(ctx context.Context, now, since time.Time) ([]throttle
 // PutHold implements throttle.RuleStore. The reason stays with the later until.
 func (s *Store) PutHold(ctx context.Context, now time.Time, h throttle.Hold) error {
 	return s.retry(ctx, "put hold", func(*attempt) error {
-		_, err := s.auto().exec(ctx, "INSERT INTO q_hold (destination, until, superseded_before, reason, changed_at) VALUES (?, ?, ?, ?, ?) "+
+		_, err := s.auto().exec(ctx, "INSERT INTO q_hold ("+sqlstore.HoldColumns+") VALUES (?, ?, ?, ?, ?, ?) "+
 			"ON DUPLICATE KEY UPDATE reason = IF(VALUES(until) >= until, VALUES(reason), reason), until = GREATEST(until, VALUES(until)), "+
-			"superseded_before = GREATEST(superseded_before, VALUES(superseded_before)), changed_at = GREATEST(changed_at, VALUES(changed_at))",
-			h.Destination, queue.Micros(h.Until), queue.Micros(h.SupersededBefore), queue.CutReason(h.Reason), queue.Micros(now))
+			"rest_until = GREATEST(rest_until, VALUES(rest_until)), superseded_before = GREATEST(superseded_before, VALUES(superseded_before)), changed_at = GREATEST(changed_at, VALUES(changed_at))",
+			h.Destination, queue.Micros(h.Until), queue.Micros(h.RestUntil), queue.Micros(h.SupersededBefore), queue.CutReason(h.Reason), queue.Micros(now))
 		return err
 	})
 }
@@ -170,8 +170,8 @@ func (s *Store) PutHold(ctx context.Context, now time.Time, h throttle.Hold) err
 // Free implements throttle.RuleStore.
 func (s *Store) Free(ctx context.Context, now time.Time, destination string) error {
 	return s.retry(ctx, "free", func(*attempt) error {
-		_, err := s.auto().exec(ctx, "UPDATE q_hold SET until = LEAST(until, ?), changed_at = GREATEST(changed_at, ?) WHERE destination = ?",
-			queue.Micros(now), queue.Micros(now), destination)
+		_, err := s.auto().exec(ctx, "UPDATE q_hold SET until = LEAST(until, ?), rest_until = LEAST(rest_until, ?), changed_at = GREATEST(changed_at, ?) WHERE destination = ?",
+			queue.Micros(now), queue.Micros(now), queue.Micros(now), destination)
 		return err
 	})
 }

@@ -132,7 +132,7 @@ func (s *Store) checkSchema(ctx context.Context) error {
 	}
 	if version != sqlstore.SchemaVersion {
 		return fmt.Errorf("%w: the tables at %s have version %.20q, this program needs %s; "+
-			"run the `mvalve init` of the version that the pipe shall have", queue.ErrSchema, s.address, version, sqlstore.SchemaVersion)
+			"use the mvalve that made them, or run `mvalve init` on an empty database", queue.ErrSchema, s.address, version, sqlstore.SchemaVersion)
 	}
 	return nil
 }

@@ -182,11 +182,18 @@ func holds(f *fixture) {
 	if got = load(f.now); len(got) != 1 || !got[0].Until.Equal(start.Add(time.Hour)) || got[0].Reason != "longer" {
 		f.Fatalf("lengthened hold is %+v", got)
 	}
+	put(throttle.Hold{Destination: "a", Until: start.Add(time.Minute), RestUntil: start.Add(time.Minute), Reason: "429"})
+	put(throttle.Hold{Destination: "a", Until: start.Add(2 * time.Hour), RestUntil: start.Add(time.Second), Reason: "emergency"})
+	want := throttle.Hold{
+		Destination: "a", Until: start.Add(2 * time.Hour), RestUntil: start.Add(time.Minute), SupersededBefore: start,
+		Reason: "emergency", ChangedAt: f.now,
+	}
+	f.equal(load(f.now), []throttle.Hold{want})
 	f.pass(time.Second)
 	if err := s.Free(f.ctx, f.now, "a"); err != nil {
 		f.Fatal(err)
 	}
-	if got = load(f.now); len(got) != 1 || !got[0].Until.Equal(f.now) || !got[0].ChangedAt.Equal(f.now) {
+	if got = load(f.now); len(got) != 1 || !got[0].Until.Equal(f.now) || !got[0].RestUntil.Equal(f.now) || !got[0].ChangedAt.Equal(f.now) {
 		f.Fatalf("freed hold is %+v", got)
 	}
 	f.pass(time.Second)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mvalve/mvalve/internal/sqlstore"
 	"github.com/mvalve/mvalve/queue"
 )
 
@@ -40,7 +41,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	future := filepath.Join(dir, "future.db")
 	s := open(t, future)
-	if _, err := s.SetMeta(t.Context(), "schema", "1", "7"); err != nil {
+	if _, err := s.SetMeta(t.Context(), "schema", sqlstore.SchemaVersion, "7"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {

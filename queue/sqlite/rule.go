@@ -112,11 +112,11 @@ func (s *Store) PutHold(ctx context.Context, now time.Time, h throttle.Hold) err
 		return err
 	}
 	return s.write(ctx, 1, func(c *conn, _ bool) error {
-		_, err := c.exec("INSERT INTO q_hold ("+sqlstore.HoldColumns+") VALUES (?, ?, ?, ?, ?) ON CONFLICT (destination) DO UPDATE SET"+
+		_, err := c.exec("INSERT INTO q_hold ("+sqlstore.HoldColumns+") VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (destination) DO UPDATE SET"+
 			" reason = CASE WHEN excluded.until >= until THEN excluded.reason ELSE reason END,"+
-			" until = max(until, excluded.until), superseded_before = max(superseded_before, excluded.superseded_before),"+
+			" until = max(until, excluded.until), rest_until = max(rest_until, excluded.rest_until), superseded_before = max(superseded_before, excluded.superseded_before),"+
 			" changed_at = excluded.changed_at",
-			h.Destination, queue.Micros(h.Until), queue.Micros(h.SupersededBefore), queue.CutReason(h.Reason), queue.Micros(now))
+			h.Destination, queue.Micros(h.Until), queue.Micros(h.RestUntil), queue.Micros(h.SupersededBefore), queue.CutReason(h.Reason), queue.Micros(now))
 		return err
 	})
 }
@@ -124,8 +124,8 @@ func (s *Store) PutHold(ctx context.Context, now time.Time, h throttle.Hold) err
 // Free implements throttle.RuleStore.
 func (s *Store) Free(ctx context.Context, now time.Time, destination string) error {
 	return s.write(ctx, 1, func(c *conn, _ bool) error {
-		_, err := c.exec("UPDATE q_hold SET until = ?, changed_at = ? WHERE destination = ? AND until > ?",
-			queue.Micros(now), queue.Micros(now), destination, queue.Micros(now))
+		_, err := c.exec("UPDATE q_hold SET until = ?1, rest_until = min(rest_until, ?1), changed_at = ?1 WHERE destination = ?2 AND until > ?1",
+			queue.Micros(now), destination)
 		return err
 	})
 }

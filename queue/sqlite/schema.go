@@ -71,6 +71,7 @@ CREATE INDEX IF NOT EXISTS q_limit_by_version ON q_limit (version);
 CREATE TABLE IF NOT EXISTS q_hold (
   destination       TEXT    NOT NULL PRIMARY KEY,
   until             INTEGER NOT NULL,
+  rest_until        INTEGER NOT NULL,
   superseded_before INTEGER NOT NULL,
   reason            TEXT    NOT NULL,
   changed_at        INTEGER NOT NULL) WITHOUT ROWID;

@@ -350,7 +350,7 @@ func holdCommand() *cli.Command {
 			}
 			return withRules(c, func(_ *setup.Pipe, store throttle.RuleStore, now time.Time) error {
 				until := now.Add(d).Truncate(time.Microsecond)
-				hold := throttle.Hold{Destination: name, Until: until, Reason: "operator"}
+				hold := throttle.Hold{Destination: name, Until: until, RestUntil: until, Reason: "operator"}
 				if err := store.PutHold(c.Context, now, hold); err != nil {
 					return err
 				}
