@@ -257,8 +257,11 @@ func (s *Server) keepLeases() {
 			}
 			if len(ends) > 0 {
 				s.Reader.EndAsync(func(lost int, err error) {
-					if err != nil || lost > 0 {
-						s.log.Warn("leases not extended", "messages", len(ends), "lost", lost, "err", err)
+					switch {
+					case err != nil:
+						s.log.Warn("leases not extended", "messages", len(ends), "err", err)
+					case lost > 0: // most of them were acknowledged meanwhile
+						s.log.Debug("leases not extended", "messages", len(ends), "ended", lost)
 					}
 				}, ends...)
 			}
