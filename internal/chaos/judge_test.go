@@ -52,6 +52,15 @@ func TestJudge(t *testing.T) {
 			l.message("id19").deliveries[0].process, l.message("id19").deliveries[0].unsure = "reader", true
 			l.dispatched("id19", "a", dispatch{process: "reader.1", at: d.at + late, logged: d.at + late})
 		}},
+		{"", func(l *ledger) { // stopped before its line in the log, and overtaken
+			l.message("id19").dispatches[0].attempt = 2
+			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: -1_000_000, logged: l.message("id19").deliveries[0].acked + late})
+		}},
+		{again, func(l *ledger) { // by the lease before, after the ack
+			d := l.message("id19").dispatches[0]
+			l.message("id19").dispatches[0].attempt = 2
+			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: d.at + late, logged: d.at + late})
+		}},
 		{"", func(l *ledger) { // a RECEIPT after the lease
 			d := l.message("id19").dispatches[0]
 			*l.message("id19").deliveries[0] = delivery{process: "reader", unsure: true, began: true, acked: d.logged + late}

@@ -249,7 +249,7 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 		v.bad(dropped, "%s %q to %s: %+v", id, m.body, m.destination, m.dispatches)
 	}
 	for i, d := range m.dispatches {
-		if acked != 0 && d.logged > acked {
+		if acked != 0 && d.logged > acked && !m.overtaken(d, acked) {
 			v.bad(again, "%s to %s: acknowledged at %d, again %v later by %s; %+v", id, m.destination, acked, time.Duration(d.logged-acked)*time.Microsecond, d.process, m.dispatches)
 		}
 		early := time.Duration(d.at-d.logged) * time.Microsecond
@@ -264,6 +264,14 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 			v.bad(overlap, "%s to %s: %v after, %+v", id, m.destination, gap, m.dispatches)
 		}
 	}
+}
+
+// overtaken reports whether d was decided under a lease before the one that was
+// acknowledged: its process was stopped between that and the line in its log.
+func (m *message) overtaken(d dispatch, acked int64) bool {
+	return slices.ContainsFunc(m.dispatches, func(x dispatch) bool {
+		return x.attempt > d.attempt && x.at > d.at && x.logged <= acked
+	})
 }
 
 // inTime reports whether d was acknowledged within a span from its dispatch, which

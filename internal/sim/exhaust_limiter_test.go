@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"os"
+	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -27,22 +30,36 @@ type scope struct {
 	crashes  int
 	wipes    int
 	lost     int // answers
+	late     int // readers too slow for their permit, or calls of a fifth of the window
+}
+
+// anyLate is scope.late of a search in which readers may always be slow. With
+// three of them it has no end: each can be overtaken for ever.
+const anyLate = 1 << 20
+
+func (s scope) String() string {
+	late := "any"
+	if s.late < anyLate {
+		late = strconv.Itoa(s.late)
+	}
+	return fmt.Sprintf("%s-%d-readers-%d-messages-%d-crashes-%d-losses-%d-answers-%s-late", s.limit, s.readers, s.messages, s.crashes, s.wipes, s.lost, late)
 }
 
 func TestExhaustLimiter(t *testing.T) {
 	scopes := []scope{
-		{"2/100ms", 2, 3, 1, 0, 0},
-		{"2/100ms", 2, 2, 1, 1, 0},
+		{"2/100ms", 2, 3, 1, 0, 0, anyLate},
+		{"2/100ms", 2, 2, 1, 1, 0, anyLate},
+		{"2/100ms", 3, 3, 1, 0, 0, 0},
 	}
 	if !raceEnabled { // one step at a time: the detector would only make it slow
-		scopes = append(scopes, scope{"2/100ms", 2, 3, 1, 1, 0})
+		scopes = append(scopes, scope{"2/100ms", 2, 3, 1, 1, 0, anyLate}, scope{"2/100ms", 3, 3, 1, 0, 0, 1}, scope{"2/100ms", 3, 3, 1, 1, 0, 0})
 	}
 	if os.Getenv("MVALVE_SIM_LARGE") != "" {
-		scopes = append(scopes, scope{"2/100ms", 2, 3, 0, 0, 1}, scope{"3/100ms", 3, 3, 0, 0, 0},
-			scope{"2/100ms", 3, 3, 1, 0, 0}, scope{"2/100ms", 3, 3, 0, 1, 0}, scope{"2/100ms", 3, 3, 1, 1, 0})
+		scopes = append(scopes, scope{"2/100ms", 2, 3, 0, 0, 1, anyLate}, scope{"3/100ms", 3, 3, 0, 0, 0, 1},
+			scope{"1/100ms", 3, 3, 1, 1, 0, 0}, scope{"2/100ms", 3, 3, 1, 1, 0, 1}, scope{"2/100ms", 3, 3, 1, 1, 0, 2}, scope{"2/100ms", 3, 3, 1, 1, 1, 0})
 	}
 	for _, s := range scopes {
-		t.Run(fmt.Sprintf("%s-%d-readers-%d-messages-%d-crashes-%d-losses-%d-answers", s.limit, s.readers, s.messages, s.crashes, s.wipes, s.lost), func(t *testing.T) {
+		t.Run(s.String(), func(t *testing.T) {
 			begin := time.Now()
 			var e explorer
 			e.explore(t, func() tree { return newLimiterTree(s, false) }, setting("MVALVE_SIM_NODES", 50_000_000))
@@ -55,7 +72,7 @@ func TestExhaustLimiter(t *testing.T) {
 // access it finds a window that is too full.
 func TestExhaustLimiterNotices(t *testing.T) {
 	e := explorer{quiet: true}
-	e.explore(t, func() tree { return newLimiterTree(scope{"1/100ms", 2, 3, 0, 0, 0}, true) }, 10_000)
+	e.explore(t, func() tree { return newLimiterTree(scope{"1/100ms", 2, 3, 0, 0, 0, anyLate}, true) }, 10_000)
 	if e.wrong == "" {
 		t.Error("nothing was found")
 	}
@@ -149,15 +166,15 @@ type limiterTree struct {
 	store   *state.Memory
 	clock   int64 // µs
 	actors  []*limiterActor
-	log     []int64 // stamps
-	history uint64  // of what took effect in the store
+	log     []int64         // stamps
+	keys    map[string]bool // in the store
 	forgets bool
 }
 
 const exhaustStart = int64(1_700_000_000_000_000)
 
 func newLimiterTree(s scope, forgets bool) *limiterTree {
-	x := &limiterTree{scope: s, parsed: mustLimit(s.limit), store: state.NewMemory(), clock: exhaustStart, forgets: forgets}
+	x := &limiterTree{scope: s, parsed: mustLimit(s.limit), store: state.NewMemory(), clock: exhaustStart, keys: make(map[string]bool), forgets: forgets}
 	for i := range s.readers {
 		a := &limiterActor{x: x, n: i, ask: make(chan request), answer: make(chan verdict)}
 		x.actors = append(x.actors, a)
@@ -169,9 +186,10 @@ func newLimiterTree(s scope, forgets bool) *limiterTree {
 
 // request is what an actor wants to do next: call the store, or wake up at a time.
 type request struct {
-	call bool
-	at   int64
-	done bool // it has ended
+	call  bool
+	at    int64
+	until int64 // it is late if this happens later; 0: never
+	done  bool  // it has ended
 }
 
 type verdict uint8
@@ -180,7 +198,6 @@ const (
 	goOn verdict = iota
 	answerLost
 	dieNow
-	dieAfter
 )
 
 // limiterActor is one reader.
@@ -190,14 +207,51 @@ type limiterActor struct {
 	ask    chan request
 	answer chan verdict
 	next   request
-	seen   uint64 // hash over all it found out
+	seen   uint64 // hash over all that what it does next depends on
+	nonces uint64
 	dead   bool
 }
 
+// note adds to what the actor knows within one call of its limiter.
 func (a *limiterActor) note(v ...any) {
 	h := fnv.New64a()
-	fmt.Fprint(h, a.seen, v)
+	fmt.Fprintln(h, append(v, a.seen)...) // Print shows what a reflect.Value holds only if it is an argument itself
 	a.seen = h.Sum64()
+}
+
+// know says between two calls what the actor knows: the limiter's state and v.
+func (a *limiterActor) know(l *throttle.Limiter, v ...any) {
+	a.seen = 0
+	limiter := reflect.ValueOf(l).Elem()
+	a.note(append(v, field(limiter, "nextDue"))...)
+	for pending := field(limiter, "pending").MapRange(); pending.Next(); { // of one destination
+		notes := pending.Value().Elem()
+		for i := range notes.NumField() {
+			f := notes.Field(i)
+			if f.Kind() == reflect.Pointer && !f.IsNil() {
+				f = f.Elem()
+			}
+			a.note(f)
+		}
+	}
+}
+
+func field(v reflect.Value, name string) reflect.Value {
+	f := v.FieldByName(name)
+	if !f.IsValid() {
+		panic("throttle.Limiter has no " + name)
+	}
+	return f
+}
+
+// nonce is the limiter's source of random numbers: states must not differ by
+// numbers that only tell writes apart, which matters where answers are lost.
+func (a *limiterActor) nonce() uint64 {
+	if a.x.scope.lost == 0 {
+		return 1
+	}
+	a.nonces++
+	return a.nonces<<8 | uint64(a.n)
 }
 
 // step waits until the explorer lets the actor go on.
@@ -216,9 +270,12 @@ func (a *limiterActor) run() {
 	x := a.x
 	limit := x.parsed
 	l := throttle.NewLimiter(throttle.Config{Fast: gate{a}})
+	random := field(reflect.ValueOf(l).Elem(), "random")
+	*(*func() uint64)(random.Addr().UnsafePointer()) = a.nonce
 	ctx := context.Background()
 	for a.step(request{at: x.clock}); len(x.log) < x.messages; {
 		now := x.clock
+		a.know(l, now)
 		g := l.Take(ctx, time.UnixMicro(now), []throttle.Request{{Destination: "d", Limit: limit, Version: 1, Want: 1}})[0]
 		if len(g.Permits) == 0 {
 			// Asking before the slot is free would only lengthen the runs.
@@ -226,21 +283,20 @@ func (a *limiterActor) run() {
 			if nb := g.NotBefore.UnixMicro(); g.Err == nil && nb > now+5000 {
 				wake = nb + 10_000
 			}
-			a.note("none", wake)
+			a.know(l, "none")
 			a.step(request{at: wake})
 			continue
 		}
 		p := g.Permits[0]
-		a.note("permit", p.At, p.Until)
-		a.step(request{at: p.At.UnixMicro()})
+		a.know(l, "permit", p.At, p.Until)
+		a.step(request{at: p.At.UnixMicro(), until: p.Until.UnixMicro()})
 		if at := time.UnixMicro(x.clock); at.After(p.Until) || len(x.log) >= x.messages {
-			a.note("return")
 			l.Return(p)
 		} else {
-			a.note("dispatch", x.clock)
 			x.log = append(x.log, x.clock)
 			l.Dispatched(p, at)
 		}
+		a.know(l, "flush", x.clock)
 		l.Flush(ctx, time.UnixMicro(x.clock))
 	}
 }
@@ -254,20 +310,16 @@ func (g gate) Get(ctx context.Context, keys []string) ([]state.Entry, []error) {
 
 func (g gate) Update(ctx context.Context, now time.Time, keys []string, ttls []time.Duration, fn func(int, state.Entry) []byte) []error {
 	a := g.a
-	v := a.step(request{call: true, at: now.UnixMicro()})
+	v := a.step(request{call: true, at: now.UnixMicro(), until: now.Add(a.x.parsed.Window() / 5).UnixMicro()})
 	errs := a.x.store.Update(ctx, now, keys, ttls, func(i int, old state.Entry) []byte {
+		a.x.keys[keys[i]] = true
+		a.note(old)
 		if a.x.forgets {
 			old = state.Entry{}
 		}
 		return fn(i, old)
 	})
-	h := fnv.New64a()
-	fmt.Fprint(h, a.x.history, a.seen, now)
-	a.x.history = h.Sum64()
-	switch v {
-	case dieAfter:
-		runtime.Goexit()
-	case answerLost:
+	if v == answerLost {
 		a.note("lost")
 		return []error{state.ErrUnknown}
 	}
@@ -285,16 +337,18 @@ type choice struct {
 
 func (x *limiterTree) choices() []choice {
 	var all []choice
+	if len(x.log) >= x.messages {
+		return nil // what follows dispatches nothing
+	}
 	for i, a := range x.actors {
 		if a.next.done {
 			continue
 		}
-		all = append(all, choice{i, goOn})
-		if x.crashes > 0 {
-			all = append(all, choice{i, dieNow})
+		if x.inTime(i) {
+			all = append(all, choice{i, goOn})
 		}
-		if a.next.call && x.crashes > 0 {
-			all = append(all, choice{i, dieAfter})
+		if x.crashes > 0 {
+			all = append(all, choice{i, dieNow}) // which is after the step before, too
 		}
 		if a.next.call && x.lost > 0 {
 			all = append(all, choice{i, answerLost})
@@ -304,6 +358,21 @@ func (x *limiterTree) choices() []choice {
 		all = append(all, choice{-1, goOn})
 	}
 	return all
+}
+
+// inTime reports whether reader i may be next: no more are late then than may be.
+func (x *limiterTree) inTime(i int) bool {
+	next := x.actors[i].next
+	if next.call || next.at <= x.clock {
+		return true
+	}
+	late := 0
+	for j, a := range x.actors {
+		if j != i && !a.next.done && a.next.until > 0 && a.next.until < next.at {
+			late++
+		}
+	}
+	return late <= max(x.late, 0) // what comes with a late answer is late without a choice
 }
 
 func (x *limiterTree) count() int { return len(x.choices()) }
@@ -317,7 +386,7 @@ func (x *limiterTree) name(i int) string {
 	if x.actors[c.actor].next.call {
 		what = "calls the store"
 	}
-	how := [...]string{"", ", answer lost", ", dies before", ", dies after"}[c.verdict]
+	how := [...]string{"", ", answer lost", ", dies before"}[c.verdict]
 	return fmt.Sprintf("%v: reader %d %s%s", time.Duration(x.clock-exhaustStart)*time.Microsecond, c.actor, what, how)
 }
 
@@ -326,16 +395,18 @@ func (x *limiterTree) do(i int) {
 	if c.actor < 0 {
 		x.wipes--
 		x.store.Wipe(time.UnixMicro(x.clock))
-		x.history = x.history*31 + uint64(x.clock)
 		return
 	}
 	a := x.actors[c.actor]
 	switch c.verdict {
-	case dieNow, dieAfter:
+	case dieNow:
 		x.crashes--
 		a.dead = true
 	case answerLost:
 		x.lost--
+	}
+	if a.next.until > 0 && a.next.until < x.clock && c.verdict != dieNow && x.late < anyLate {
+		x.late--
 	}
 	if !a.next.call && c.verdict == goOn {
 		x.clock = max(x.clock, a.next.at)
@@ -346,11 +417,17 @@ func (x *limiterTree) do(i int) {
 
 func (x *limiterTree) key() uint64 {
 	h := fnv.New64a()
-	fmt.Fprint(h, x.clock, x.history, x.crashes, x.wipes, x.lost, x.log)
-	// Which reader is which makes no difference.
+	for _, key := range slices.Sorted(maps.Keys(x.keys)) {
+		value, errs := x.store.Get(context.Background(), []string{key})
+		fmt.Fprint(h, key, value, errs)
+	}
+	fmt.Fprint(h, x.clock, x.crashes, x.wipes, x.lost, x.late, len(x.log), x.log[max(0, len(x.log)-int(x.parsed.Max)):])
+	// Which reader is which makes no difference, nor what one knew that died.
 	readers := make([]string, len(x.actors))
 	for i, a := range x.actors {
-		readers[i] = fmt.Sprint(a.seen, a.next, a.dead)
+		if !a.next.done {
+			readers[i] = fmt.Sprint(a.seen, a.next)
+		}
 	}
 	slices.Sort(readers)
 	fmt.Fprint(h, readers)
