@@ -113,8 +113,9 @@ func (r *Reader) ending(end *End) (*ending, error) {
 		r.stats.Throttled++
 	case EndExtend:
 		x.settle.Verb, x.settle.At = queue.Extend, now.Add(end.Delay).Truncate(time.Microsecond)
-		if x.settle.At.After(e.asked) {
-			e.asked = x.settle.At
+		e.asked = later(e.asked, x.settle.At)
+		if end.Delay > r.cfg.Lease { // carried out late, it may make the next lease that long
+			r.reach[e.ref.ID] = later(r.reach[e.ref.ID], x.settle.At)
 		}
 		return x, nil // the delivery goes on
 	default:

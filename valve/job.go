@@ -244,7 +244,7 @@ func (r *Reader) lease(ctx context.Context, refs []queue.Ref, entries []*entry, 
 			}
 			continue
 		}
-		e.leaseUntil, e.asked, e.message = until, until, l.Message
+		e.leaseUntil, e.asked, e.message = until, later(until, r.reach[e.ref.ID]), l.Message
 		e.ref.Attempts = l.Ref.Attempts
 		r.leased[e] = struct{}{}
 		if l.Err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/mvalve/mvalve/valve"
 )
 
-// delayedStore carries out its first settle only when the test says so.
+// delayedStore carries out its first change with settles only when the test says so.
 type delayedStore struct {
 	*queue.Memory
 	late *queue.Change
@@ -60,4 +60,35 @@ func TestLateEndOfAnEarlierLease(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An extension that is carried out late makes the next lease of the same reader
+// longer than that reader knows: it can be ended all the same.
+func TestLateExtensionOfAnEarlierLease(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		store := &delayedStore{Memory: p.store}
+		r, err := valve.OpenReader(t.Context(), store, valve.ReaderConfig{
+			Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Lease: 30 * time.Second,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.insert(text("d", "m"))
+		d := p.next(r)
+		if err := d.Extend(t.Context(), 10*time.Minute); err == nil {
+			t.Fatal("the extension had an outcome")
+		}
+		if err := d.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d = p.next(r)
+		if out, err := p.store.Apply(t.Context(), p.w.Now(), store.late); err != nil || len(out.Lost) != 0 {
+			t.Errorf("the late extension: %v, %v", out.Lost, err)
+		}
+		if err := d.Nack(t.Context(), time.Second, ""); err != nil {
+			t.Errorf("nack: %v", err)
+		}
+		p.ack(p.next(r))
+		p.close(r)
+	})
 }

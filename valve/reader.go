@@ -49,6 +49,7 @@ type Reader struct {
 	leads    [classes]lead
 	refills  []*destination
 	leased   map[*entry]struct{}
+	reach    map[queue.ID]time.Time   // up to when extensions longer than a lease may make leases last
 	exact    map[string]*Subscription // the one served last of a ring of those with one destination
 	wild     []*Subscription
 	freed    []*Subscription // may take what they have parked
@@ -71,7 +72,7 @@ func OpenReader(ctx context.Context, store queue.Store, cfg ReaderConfig) (*Read
 	r := &Reader{
 		cfg: withDefaults(cfg), store: store, log: logger(cfg.Logger),
 		wake: make(chan struct{}, 1), rung: make(chan struct{}, 1), refill: make(chan struct{}, 1), surveyor: make(chan struct{}, 1),
-		leased: make(map[*entry]struct{}), exact: make(map[string]*Subscription), onHold: make(map[*destination]struct{}),
+		leased: make(map[*entry]struct{}), reach: make(map[queue.ID]time.Time), exact: make(map[string]*Subscription), onHold: make(map[*destination]struct{}),
 	}
 	for _, g := range cfg.Destinations {
 		if err := throttle.CheckPattern(g); err != nil {

@@ -35,6 +35,13 @@ func (x *ending) fenced() queue.Settle {
 	return s
 }
 
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
 // endings are the endings that one caller waits for.
 type endings struct {
 	left  atomic.Int64

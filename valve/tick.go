@@ -3,6 +3,7 @@ package valve
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -108,6 +109,7 @@ func (r *Reader) sweep() {
 			r.sweepMail(e, now)
 		}
 	}
+	maps.DeleteFunc(r.reach, func(_ queue.ID, until time.Time) bool { return until.Before(now) })
 	r.wakeUp()
 }
 

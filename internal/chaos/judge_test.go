@@ -54,6 +54,12 @@ func TestJudge(t *testing.T) {
 		}},
 		{"", func(l *ledger) { // stopped before its line in the log, and overtaken
 			l.message("id19").dispatches[0].attempt = 2
+			logged := l.message("id19").deliveries[0].acked + late
+			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: -1_000_000, logged: logged})
+			l.stops = []stop{{"broker.2", -999_990, logged - 10}}
+		}},
+		{again, func(l *ledger) { // the same, but not stopped: its clock was behind
+			l.message("id19").dispatches[0].attempt = 2
 			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: -1_000_000, logged: l.message("id19").deliveries[0].acked + late})
 		}},
 		{again, func(l *ledger) { // by the lease before, after the ack

@@ -20,6 +20,13 @@ type ledger struct {
 	messages   map[string]*message  // by id
 	changed    map[string]time.Time // destinations whose limit was taken away, and when
 	deliveries int
+	stops      []stop
+}
+
+// stop is a time during which a process could do nothing, on this machine's clock (µs).
+type stop struct {
+	process  string
+	from, to int64
 }
 
 // sending is one message as its producer knows it.
@@ -106,6 +113,13 @@ func (l *ledger) delivered(id, body string, d *delivery) {
 	m.body = body
 	m.deliveries = append(m.deliveries, d)
 	l.deliveries++
+}
+
+// stopped notes that a process was stopped from a time until now.
+func (l *ledger) stopped(process string, from time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stops = append(l.stops, stop{process, from.UnixMicro(), time.Now().UnixMicro()})
 }
 
 // change changes a delivery that was noted.
@@ -249,7 +263,7 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 		v.bad(dropped, "%s %q to %s: %+v", id, m.body, m.destination, m.dispatches)
 	}
 	for i, d := range m.dispatches {
-		if acked != 0 && d.logged > acked && !m.overtaken(d, acked) {
+		if acked != 0 && d.logged > acked && !l.overtaken(m, d, acked) {
 			v.bad(again, "%s to %s: acknowledged at %d, again %v later by %s; %+v", id, m.destination, acked, time.Duration(d.logged-acked)*time.Microsecond, d.process, m.dispatches)
 		}
 		early := time.Duration(d.at-d.logged) * time.Microsecond
@@ -267,10 +281,12 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 }
 
 // overtaken reports whether d was decided under a lease before the one that was
-// acknowledged: its process was stopped between that and the line in its log.
-func (m *message) overtaken(d dispatch, acked int64) bool {
+// acknowledged, and its process was stopped between that and the line in its log.
+func (l *ledger) overtaken(m *message, d dispatch, acked int64) bool {
 	return slices.ContainsFunc(m.dispatches, func(x dispatch) bool {
 		return x.attempt > d.attempt && x.at > d.at && x.logged <= acked
+	}) && slices.ContainsFunc(l.stops, func(s stop) bool {
+		return s.process == d.process && s.from < d.logged && s.to > d.at
 	})
 }
 

@@ -131,9 +131,12 @@ func (h *harness) kinds() []kind {
 				return nil, true
 			}},
 			kind{name: "freeze of " + s.name, key: s.name, weight: 2, longer: true, start: func(*rand.Rand) (func(), bool) {
-				p := s.live()
+				p, from := s.live(), time.Now()
 				_ = p.cmd.Process.Signal(syscall.SIGSTOP) // it may end this moment
-				return func() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }, true
+				return func() {
+					h.ledger.stopped(p.name, from)
+					_ = p.cmd.Process.Signal(syscall.SIGCONT)
+				}, true
 			}})
 	}
 	for _, s := range h.brokers {

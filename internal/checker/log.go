@@ -38,7 +38,7 @@ func ReadLog(r io.Reader) (map[string][]int64, error) {
 			return nil, fmt.Errorf("line %d: field destination is missing", number)
 		}
 		at, err := time.Parse(time.RFC3339Nano, line.DispatchedAt)
-		if err != nil {
+		if year := at.UTC().Year(); err != nil || year < 0 || year > 9999 {
 			return nil, fmt.Errorf("line %d: field dispatched_at %.40q is not a time such as 2006-01-02T15:04:05.000000Z", number, line.DispatchedAt)
 		}
 		log[line.Destination] = append(log[line.Destination], at.UnixMicro())

@@ -239,7 +239,7 @@ func (a *limiterActor) know(l *throttle.Limiter, v ...any) {
 func field(v reflect.Value, name string) reflect.Value {
 	f := v.FieldByName(name)
 	if !f.IsValid() {
-		panic("throttle.Limiter has no " + name)
+		panic(v.Type().String() + " has no " + name)
 	}
 	return f
 }
@@ -288,7 +288,7 @@ func (a *limiterActor) run() {
 			continue
 		}
 		p := g.Permits[0]
-		a.know(l, "permit", p.At, p.Until)
+		a.know(l, "permit", p.At, p.Until, field(reflect.ValueOf(p), "from").Elem())
 		a.step(request{at: p.At.UnixMicro(), until: p.Until.UnixMicro()})
 		if at := time.UnixMicro(x.clock); at.After(p.Until) || len(x.log) >= x.messages {
 			l.Return(p)
