@@ -277,6 +277,7 @@ func (p *proc) work(d *valve.Delivery, f fate, n int) {
 		if !nap(p.dead, p.w.plan.lease/2+f.delay) {
 			return
 		}
+		f.verb = [...]int{doAck, doNack, doRelease, doReject}[n%4] // what is extended ends in every way
 	}
 	if p.isDead() {
 		return
