@@ -263,3 +263,33 @@ func TestMoveBrokenOff(t *testing.T) {
 		})
 	}
 }
+
+// Permits that are out when the limit changes may be used a little later: the
+// past of the old limit ends only then.
+func TestPermitsOutAtAChange(t *testing.T) {
+	for _, last := range []string{"4/1s", "5/1s", "6/1s", "7/1s", "5/1s paced"} {
+		for changed := 1010 * time.Millisecond; changed < 1900*time.Millisecond; changed += 70 * time.Millisecond {
+			c := newChanging(t)
+			c.set(-time.Hour, "3/1s")
+			c.now(0, 3)
+			l, res := c.reader(), c.known().Resolve("d")
+			g := l.Take(t.Context(), c.start.Add(990*time.Millisecond), []Request{{
+				Destination: "d", Limit: res.Limit, Version: res.Version, Want: 3, Lead: 50 * time.Millisecond,
+			}})[0]
+			if len(g.Permits) != 3 {
+				t.Fatalf("%d permits ahead: %+v", len(g.Permits), g)
+			}
+			c.set(991*time.Millisecond, "1/50ms")
+			c.now(992*time.Millisecond, 1)
+			for _, p := range g.Permits {
+				c.sent = append(c.sent, p.Until.Sub(c.start)) // as late as may be
+			}
+			c.now(changed-5*time.Millisecond, 1)
+			c.set(changed, last)
+			for at := changed; at < 2500*time.Millisecond; at += 2 * time.Millisecond {
+				c.now(at, 7)
+			}
+			c.within(time.Second, int(mustLimit(t, last).Max), 1500*time.Millisecond)
+		}
+	}
+}

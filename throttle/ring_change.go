@@ -48,7 +48,11 @@ func (r *ring) change(limit Limit, version, now int64) {
 		latest = r.remember(latest, old, limit)
 	}
 	if !old.IsNone() {
-		r.pushPast(past{old.Max, old.window(), r.high})
+		until := r.high
+		if n := len(r.entries); n > 0 { // permits that are out may be used later than now
+			until = max(until, r.entries[n-1].hi)
+		}
+		r.pushPast(past{old.Max, old.window(), until})
 	}
 	if limit.IsNone() { // what was before it is in pasts
 		latest, r.forgot = nil, 0
