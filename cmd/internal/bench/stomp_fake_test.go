@@ -101,9 +101,7 @@ func (b *fakeBroker) serve(c *fakeConn) {
 		case frame.Send:
 			b.publish(get("destination"), string(f.Body))
 		case frame.Subscribe:
-			b.receipt(c, get("receipt"))
-			b.subscribe(get("destination"), fakeSub{c, get("id")})
-			continue
+			b.subscribe(get("destination"), fakeSub{c, get("id")}) // in effect before its RECEIPT
 		}
 		b.receipt(c, get("receipt"))
 		if f.Command == frame.Disconnect {
