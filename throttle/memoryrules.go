@@ -97,7 +97,10 @@ func (m *MemoryRules) Free(_ context.Context, now time.Time, destination string)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if h, ok := m.holds[destination]; ok {
-		h.Until, h.RestUntil, h.ChangedAt = now, earlier(now, h.RestUntil), now
+		h.Until, h.ChangedAt = now, now
+		if h.RestUntil.After(now) {
+			h.RestUntil = now
+		}
 		m.holds[destination] = h
 	}
 	return nil

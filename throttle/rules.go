@@ -105,13 +105,6 @@ func (h Hold) with(newer Hold) Hold {
 	return newer
 }
 
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
 func later(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return b

@@ -63,7 +63,13 @@ func (e *entry) set(h throttle.Hold) bool {
 // waits returns until when e waits for h. It passes its own, and an emergency
 // that of another one, but not while the destination was asked to rest.
 func (e *entry) waits(h throttle.Hold) time.Time {
-	if rank(&e.ref) == 0 && h.Reason == holdEmergency || e.set(h) {
+	return heldUntil(h, rank(&e.ref) == 0, e.set(h))
+}
+
+// heldUntil returns until when h keeps an emergency or another message back, and
+// one that set h itself.
+func heldUntil(h throttle.Hold, urgent, own bool) time.Time {
+	if own || urgent && h.Reason == holdEmergency {
 		return h.RestUntil
 	}
 	return h.Until

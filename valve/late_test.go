@@ -33,12 +33,7 @@ func TestLateEndOfAnEarlierLease(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inPipe(t, func(t *testing.T, p *pipe) {
 				store := &delayedStore{Memory: p.store}
-				r, err := valve.OpenReader(t.Context(), store, valve.ReaderConfig{
-					Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Lease: 30 * time.Second,
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
+				r := p.readerOn(store, 30*time.Second)
 				p.insert(text("d", "m"))
 				d := p.next(r)
 				if err := end(t.Context(), d); err == nil {
@@ -67,12 +62,7 @@ func TestLateEndOfAnEarlierLease(t *testing.T) {
 func TestLateExtensionOfAnEarlierLease(t *testing.T) {
 	inPipe(t, func(t *testing.T, p *pipe) {
 		store := &delayedStore{Memory: p.store}
-		r, err := valve.OpenReader(t.Context(), store, valve.ReaderConfig{
-			Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Lease: 30 * time.Second,
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := p.readerOn(store, 30*time.Second)
 		p.insert(text("d", "m"))
 		d := p.next(r)
 		if err := d.Extend(t.Context(), 10*time.Minute); err == nil {

@@ -174,7 +174,8 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 	at, why := now, ""
 	urgent := d.urgent()
 	if h, ok := r.rules.Hold(d.name); ok {
-		if until := d.waits(h, urgent); until.After(at) {
+		own := len(d.held) > 0 && d.held[0].set(h)
+		if until := heldUntil(h, urgent, own); until.After(at) {
 			at, why = until, whyHold
 		}
 	}
@@ -187,14 +188,6 @@ func (r *Reader) eligibleAt(d *destination, now time.Time) (time.Time, string) {
 		}
 	}
 	return at, why
-}
-
-// waits returns until when the next message of d, an emergency or not, waits for h.
-func (d *destination) waits(h throttle.Hold, urgent bool) time.Time {
-	if urgent && h.Reason == holdEmergency || len(d.held) > 0 && d.held[0].set(h) {
-		return h.RestUntil
-	}
-	return h.Until
 }
 
 // touch puts d where it belongs after anything about it changed.

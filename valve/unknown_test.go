@@ -45,12 +45,7 @@ func TestAckAgainAfterLostAnswer(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			inPipe(t, func(t *testing.T, p *pipe) {
 				store := &lostAnswers{Memory: p.store, do: tt.do}
-				r, err := valve.OpenReader(t.Context(), store, valve.ReaderConfig{
-					Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Lease: 30 * time.Second,
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
+				r := p.readerOn(store, 30*time.Second)
 				pass(200 * time.Millisecond) // leases run out between two looks at them
 				p.insert(text("d", "m"))
 				d := p.next(r)
@@ -66,7 +61,7 @@ func TestAckAgainAfterLostAnswer(t *testing.T) {
 					}
 				}
 				store.lose = true
-				err = d.Ack(t.Context())
+				err := d.Ack(t.Context())
 				if errors.Is(err, queue.ErrUnknown) {
 					err = d.Ack(t.Context())
 				}

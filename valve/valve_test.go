@@ -57,7 +57,18 @@ func (p *pipe) reader(change func(*valve.ReaderConfig)) *valve.Reader {
 	if change != nil {
 		change(&cfg)
 	}
-	r, err := valve.OpenReader(p.t.Context(), p.store, cfg)
+	return p.open(p.store, cfg)
+}
+
+// readerOn opens a reader that reaches the pipe through store.
+func (p *pipe) readerOn(store queue.Store, lease time.Duration) *valve.Reader {
+	p.t.Helper()
+	return p.open(store, valve.ReaderConfig{Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Lease: lease})
+}
+
+func (p *pipe) open(store queue.Store, cfg valve.ReaderConfig) *valve.Reader {
+	p.t.Helper()
+	r, err := valve.OpenReader(p.t.Context(), store, cfg)
 	if err != nil {
 		p.t.Fatal(err)
 	}

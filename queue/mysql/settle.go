@@ -11,9 +11,10 @@ import (
 
 // settler carries out settles inside one transaction. Its statements change rows
 // only where the fence holds: the row carries the token and its lease ends in
-// time, or, for a zero token, nobody holds it. Optimistically it expects every row to be changed; when the
-// count says otherwise it fails with errConflict, the transaction is rolled
-// back, and a careful one reads first which rows the fence lets through.
+// time, or, for a zero token, nobody holds it. Optimistically it expects every
+// row to be changed; when the count says otherwise it fails with errConflict, the
+// transaction is rolled back, and a careful one reads first which rows the fence
+// lets through.
 type settler struct {
 	ctx      context.Context
 	r        runner
@@ -50,18 +51,23 @@ func (w *settler) settle(g sqlstore.Group) error {
 // fence is the condition under which a row may be settled, and its arguments.
 func (w *settler) fence(g sqlstore.Group) (string, []any) {
 	if g.Token.IsZero() {
-		return " AND lease_until <= ?", []any{w.now}
+		return " AND lease_until <= ?", []any{w.latest(g)}
 	}
-	return " AND lease_until <= ? AND lease_token = ?", []any{g.Until, g.Token[:]}
+	return " AND lease_until <= ? AND lease_token = ?", []any{w.latest(g), g.Token[:]}
+}
+
+// latest is the last end of a lease that the fence lets through.
+func (w *settler) latest(g sqlstore.Group) int64 {
+	if g.Token.IsZero() {
+		return w.now
+	}
+	return g.Until
 }
 
 // carriers returns those of part whose rows pass the fence, and notes the others
 // as lost. Of a row named twice it returns one.
 func (w *settler) carriers(g sqlstore.Group, part []int) ([]int, error) {
-	latest := g.Until
-	if g.Token.IsZero() {
-		latest = w.now
-	}
+	latest := w.latest(g)
 	size := paddedSize(len(part))
 	text := cached.get("carriers", g.Table, size, func() string {
 		return "SELECT id, lease_token, lease_until FROM " + sqlstore.Table(g.Table) + byKey + " WHERE " + keyWhere(g.Table, size) + " FOR UPDATE"
