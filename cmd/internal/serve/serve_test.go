@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -312,7 +313,10 @@ func TestTwoServers(t *testing.T) {
 	}
 }
 
-func TestReadiness(t *testing.T) {
+func TestReadiness(t *testing.T) { synctest.Test(t, testReadiness) }
+
+// testReadiness runs in a bubble, whose clock goes on only when the test sleeps.
+func testReadiness(t *testing.T) {
 	var answer error
 	asked := 0
 	r := &readiness{ask: func(context.Context) error {
@@ -327,9 +331,9 @@ func TestReadiness(t *testing.T) {
 		if text := r.check(t.Context()); text != "" || asked != 1 {
 			t.Errorf("%q after asking %d times", text, asked)
 		}
+		time.Sleep(freshFor / 2)
 	}
 	answer = errors.New("secret address")
-	r.asked = time.Now().Add(-2 * freshFor)
 	if text := r.check(t.Context()); !strings.Contains(text, "queue") || strings.Contains(text, "secret") {
 		t.Errorf("%q", text)
 	}
@@ -339,14 +343,36 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// TestSystemd: ready, watchdog, stopping, in this order.
-func TestSystemd(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notify")
+// notifySocket is systemd's end of NOTIFY_SOCKET.
+func notifySocket(t *testing.T) (path string, conn *net.UnixConn) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
+	return path, conn
+}
+
+// TestSystemdDeaf: a systemd that does not read is given up.
+func TestSystemdDeaf(t *testing.T) {
+	path, _ := notifySocket(t)
+	for told := range 10_000 {
+		err := tell(path, "WATCHDOG=1", 10*time.Millisecond)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		if err != nil {
+			t.Fatalf("after %d: %v", told, err)
+		}
+	}
+	t.Fatal("a socket that nobody reads took everything")
+}
+
+// TestSystemd: ready, watchdog, stopping, in this order.
+func TestSystemd(t *testing.T) {
+	path, conn := notifySocket(t)
 	t.Setenv("NOTIFY_SOCKET", path)
 	t.Setenv("WATCHDOG_USEC", "30000")
 	r := start(t, "--queue", newQueue(t))
@@ -365,15 +391,18 @@ func TestSystemd(t *testing.T) {
 	if text := hear(); text != "WATCHDOG=1" {
 		t.Errorf("%q", text)
 	}
-	if err := r.stop(); err != nil {
-		t.Error(err)
-	}
+	// The queue of the socket holds few: who stops must go on reading.
+	stopped := make(chan error, 1)
+	go func() { stopped <- r.stop() }()
 	text := hear()
 	for text == "WATCHDOG=1" {
 		text = hear()
 	}
 	if text != "STOPPING=1" {
 		t.Errorf("%q", text)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 }
 
