@@ -331,7 +331,7 @@ func testReadiness(t *testing.T) {
 		if text := r.check(t.Context()); text != "" || asked != 1 {
 			t.Errorf("%q after asking %d times", text, asked)
 		}
-		time.Sleep(freshFor / 2)
+		time.Sleep(freshFor / 2) //nolint:forbidigo // virtual time
 	}
 	answer = errors.New("secret address")
 	if text := r.check(t.Context()); !strings.Contains(text, "queue") || strings.Contains(text, "secret") {
