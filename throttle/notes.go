@@ -147,21 +147,17 @@ func (l *Limiter) settle(j *job) {
 	}
 }
 
-// restore puts the notes of a failed job back. With unknown, what cannot be done
-// twice is left out: then it counts as used, which is safe.
+// restore puts the notes of a failed job back. With unknown they may have been
+// applied: a second time a report could meet another permit, whose latest moment
+// became the same once the first one was reported. They are forgotten, and count
+// as used at their latest, which is safe.
 func (l *Limiter) restore(j *job, unknown bool) {
 	d := j.notes
 	if d == nil {
 		d = &notes{limit: j.limit, until: j.now + j.limit.window() + j.limit.easy()}
 	}
 	if unknown && j.written {
-		keep := d.list[:0]
-		for _, n := range d.list {
-			if n.used != 0 && j.ring.limit.bucket() == 1 {
-				keep = append(keep, n)
-			}
-		}
-		d.list, d.guess = keep, nil
+		d.list, d.guess = nil, nil
 		if len(j.stamps) > 0 {
 			d.guess = &guess{nonce: j.nonce, stamps: append([]stamp(nil), j.stamps...), before: j.before}
 		}
