@@ -178,7 +178,8 @@ func execSQL(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // newReceiver answers by the first word of the path and writes a line per
-// request to a file: path, Idempotency-Key, headers To and Connection, body.
+// request to a file: path, Idempotency-Key, headers To, Connection and
+// Mvalve-Dispatched-At, body.
 func newReceiver(log string) *httptest.Server {
 	var mu sync.Mutex
 	seen := make(map[string]bool)
@@ -191,7 +192,7 @@ func newReceiver(log string) *httptest.Server {
 		if err == nil {
 			_, _ = io.WriteString(file, strings.Join([]string{
 				r.URL.EscapedPath(), "key=" + r.Header.Get("Idempotency-Key"), "to=" + r.Header.Get("To"),
-				"connection=" + r.Header.Get("Connection"), "body=" + string(body),
+				"connection=" + r.Header.Get("Connection"), "dispatched=" + r.Header.Get(reader.DispatchedAt), "body=" + string(body),
 			}, " ")+"\n")
 			_ = file.Close()
 		}

@@ -33,7 +33,9 @@ where verdict is ack, retry (with an optional "delay":"3s"), throttled (with
 
 --post sends the body to a URL, in which {destination} is replaced. 2xx
 acknowledges; 429 and 503 with Retry-After make the whole destination wait; 408, 429,
-5xx, redirects and network errors retry later; other 4xx are dead letters.
+5xx, redirects and network errors retry later; other 4xx are dead letters. The
+headers are those of the message, Idempotency-Key with its id, which a repetition
+has too, and Mvalve-Dispatched-At.
 
 Delivery is at least once. Every flag can also be given as a variable: MVALVE_LIMIT
 for --limit; of a repeatable flag one value.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mvalve/mvalve/cmd/internal/jsonline"
 	"github.com/mvalve/mvalve/valve"
 )
 
@@ -25,12 +26,16 @@ const (
 	maxReply = 64 << 10
 )
 
+// DispatchedAt is the header with the moment of dispatch, on the pipe's clock and
+// as in the JSON lines: whoever receives sees how long the request was on its way.
+const DispatchedAt = "Mvalve-Dispatched-At"
+
 // hopByHop are the headers of a connection (RFC 9110, section 7.6.1), which a
 // message does not carry to the next one, and those that the request itself sets.
 var hopByHop = map[string]bool{
 	"Connection": true, "Keep-Alive": true, "Proxy-Connection": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
 	"Te": true, "Trailer": true, "Transfer-Encoding": true, "Upgrade": true, "Content-Length": true, "Host": true,
-	"Idempotency-Key": true, "Expect": true,
+	"Idempotency-Key": true, DispatchedAt: true, "Expect": true,
 }
 
 // poster sends each message to a URL.
@@ -74,6 +79,7 @@ func (p *poster) consume(ctx context.Context, d *valve.Delivery) verdict {
 		request.Header.Set("Content-Type", "application/octet-stream")
 	}
 	request.Header.Set("Idempotency-Key", d.Message.ID.String())
+	request.Header.Set(DispatchedAt, jsonline.FormatTime(d.DispatchedAt))
 	answer, err := p.client.Do(request)
 	if err != nil {
 		if ctx.Err() != nil {
