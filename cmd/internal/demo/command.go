@@ -31,10 +31,13 @@ limits are counted (--state).
 
 The limits have a guard, because the receiver counts arrivals while mvalve
 controls the moment of dispatch: the guard makes up for requests that travel longer.
+Every request bears that moment, and the exit code judges by it, guard included: a
+machine that is stopped for a while fails no valve.
 
-Exit codes: 0 done, 1 a message was lost or a window was above its limit, 2 usage,
-69 back end unreachable, 74 output failed, 75 not finished in time, 77 refused by
-the back end, 78 schema or state mismatch, 130 SIGINT, 143 SIGTERM.`
+Exit codes: 0 done, 1 a message was lost or a window was above its limit when it
+was dispatched, 2 usage, 69 back end unreachable, 74 output failed, 75 not finished
+in time, 77 refused by the back end, 78 schema or state mismatch, 130 SIGINT,
+143 SIGTERM.`
 
 // The bounds of the flags.
 const (

@@ -16,8 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/urfave/cli/v2"
 
+	"github.com/mvalve/mvalve/cmd/internal/jsonline"
+	"github.com/mvalve/mvalve/cmd/internal/reader"
 	"github.com/mvalve/mvalve/cmd/internal/setup"
 	"github.com/mvalve/mvalve/internal/checker"
 	"github.com/mvalve/mvalve/internal/testserver"
@@ -76,16 +79,18 @@ func (d *demo) result(t *testing.T) (*result, int) {
 	return r, d.ProcessState.ExitCode()
 }
 
+// checkPerfect asks of the arrivals only how many there are: when they come is up
+// to a machine that may be busy.
 func checkPerfect(t *testing.T, d *demo, r *result, code int) {
 	t.Helper()
-	if code != 0 || r == nil || !r.Finished || r.Lost != 0 || r.Above != 0 || r.Sent < 30 || r.Received != r.Sent {
+	if code != 0 || r == nil || !r.Finished || r.Lost != 0 || r.Dispatched != 0 || r.Sent < 30 || r.Received != r.Sent {
 		t.Fatalf("exit code %d, %+v\n%s", code, r, d.stderr.Bytes())
 	}
 	if len(r.Destinations) != 3 {
 		t.Fatalf("%d destinations", len(r.Destinations))
 	}
 	for _, row := range r.Destinations {
-		if row.Emergencies == 0 || row.Max <= 0 || row.Achieved <= 0 || row.Achieved > row.Allowed*1.1 {
+		if row.Emergencies == 0 || row.Max <= 0 || row.Achieved <= 0 {
 			t.Errorf("%+v", row)
 		}
 	}
@@ -98,8 +103,8 @@ func TestEmbedded(t *testing.T) {
 	if r.Readers != 3 || !strings.HasPrefix(r.Queue, "sqlite:"+d.temp) {
 		t.Errorf("%d readers on %s", r.Readers, r.Queue)
 	}
-	if n := strings.Count(d.stderr.String(), " windows above\n"); n < 3 {
-		t.Errorf("%d lines of progress in six seconds:\n%s", n, d.stderr.Bytes())
+	if !strings.Contains(d.stderr.String(), " windows above\n") {
+		t.Errorf("no line of progress in six seconds:\n%s", d.stderr.Bytes())
 	}
 }
 
@@ -249,8 +254,31 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// TestLines: a line a second, whenever it looks.
+func TestLines(t *testing.T) {
+	var out bytes.Buffer
+	targets := newTargets("demo", time.Minute)
+	view := newView(&out, targets, false)
+	accounts := make([]account, len(targets))
+	accounts[1] = account{messages: 7, report: checker.Report{Above: 2}}
+	for _, ms := range []int{0, 100, 999, 1000, 1100, 1999, 2001, 4500, 5000} {
+		view.update(time.Duration(ms)*time.Millisecond, accounts)
+	}
+	view.close()
+	var seconds []string
+	for line := range strings.Lines(out.String()) {
+		seconds = append(seconds, strings.TrimSpace(line[len(title)+1:][:3]))
+		if !strings.Contains(line, "demo.crawl 7/") || !strings.HasSuffix(line, "; 2 windows above\n") {
+			t.Errorf("%q", line)
+		}
+	}
+	if diff := cmp.Diff([]string{"1", "2", "4", "5"}, seconds); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestReceiver posts by hand: two messages, one of them twice, against a limit of
-// two: the third request is one too many.
+// two: the third request is one too many, and so is its dispatch, if it is another.
 func TestReceiver(t *testing.T) {
 	target := &target{name: "demo.a b", limit: throttle.Limit{Max: 2, Interval: time.Hour, Guard: time.Second}, incoming: 3}
 	r, err := receive(t.Context(), []string{target.name})
@@ -258,12 +286,14 @@ func TestReceiver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.close()
-	post := func(path, id string) int {
+	dispatched := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	post := func(path, id, at string) int {
 		request, err := http.NewRequest(http.MethodPost, r.url+path, strings.NewReader("x"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		request.Header.Set("Idempotency-Key", id)
+		request.Header.Set(reader.DispatchedAt, at)
 		answer, err := http.DefaultClient.Do(request)
 		if err != nil {
 			t.Fatal(err)
@@ -272,21 +302,26 @@ func TestReceiver(t *testing.T) {
 		_ = answer.Body.Close()
 		return answer.StatusCode
 	}
+	first, second := jsonline.FormatTime(dispatched), jsonline.FormatTime(dispatched.Add(time.Hour+999*time.Millisecond))
 	for _, id := range []string{"1", "2"} {
-		if code := post("demo.a%20b", id); code != http.StatusNoContent {
+		if code := post("demo.a%20b", id, first); code != http.StatusNoContent {
 			t.Fatalf("answer %d", code)
 		}
 	}
-	if a := r.account(target); a.messages != 2 || a.requests != 2 || a.recent != 2 || a.report.Above != 0 {
+	if a := r.account(target); a.messages != 2 || a.requests != 2 || a.recent != 2 || a.report.Above != 0 || a.above != 0 {
 		t.Errorf("within the limit: %+v", a)
 	}
-	post("demo.a%20b", "2")
-	if post("elsewhere", "3") != http.StatusNotFound || post("demo.a%20b", "") != http.StatusNotFound {
+	post("demo.a%20b", "2", first)
+	if post("elsewhere", "3", first) != http.StatusNotFound || post("demo.a%20b", "", first) != http.StatusNotFound || post("demo.a%20b", "3", "") != http.StatusNotFound {
 		t.Error("a foreign request was taken")
 	}
 	a := r.account(target)
-	if a.messages != 2 || a.requests != 3 || a.report.Above != 1 || a.report.Worst != 3 {
-		t.Errorf("above the limit: %+v", a)
+	if a.messages != 2 || a.requests != 3 || a.report.Above != 1 || a.report.Worst != 3 || a.above != 0 {
+		t.Errorf("above the limit, by a repetition: %+v", a)
+	}
+	post("demo.a%20b", "2", second)
+	if a := r.account(target); a.messages != 2 || a.requests != 4 || a.above != 1 {
+		t.Errorf("dispatched within the guard: %+v", a)
 	}
 }
 
@@ -294,19 +329,28 @@ func TestVerdict(t *testing.T) {
 	target := &target{name: "demo.mail", limit: throttle.Limit{Max: 2, Interval: time.Second}}
 	written := []sent{{id: "1", target: target, at: 10_000}, {id: "2", target: target, at: 20_000, emergency: true}}
 	for _, c := range []struct {
-		name        string
-		firsts      map[string]int64
-		above, left int
-		code        int
+		name                    string
+		firsts                  map[string]int64
+		above, dispatched, left int
+		code                    int
 	}{
-		{"perfect", map[string]int64{"1": 30_000, "2": 25_000}, 0, 0, setup.ExitDone},
-		{"lost", map[string]int64{"2": 25_000}, 0, 0, setup.ExitBug},
-		{"above", map[string]int64{"1": 30_000, "2": 25_000}, 1, 0, setup.ExitBug},
-		{"late", map[string]int64{"2": 25_000}, 0, 1, setup.ExitUnfinished},
-		{"not acknowledged", map[string]int64{"1": 30_000, "2": 25_000}, 0, 1, setup.ExitUnfinished},
+		{"perfect", map[string]int64{"1": 30_000, "2": 25_000}, 0, 0, 0, setup.ExitDone},
+		{"lost", map[string]int64{"2": 25_000}, 0, 0, 0, setup.ExitBug},
+		{"above", map[string]int64{"1": 30_000, "2": 25_000}, 1, 1, 0, setup.ExitBug},
+		{"dispatched above", map[string]int64{"1": 30_000, "2": 25_000}, 0, 1, 0, setup.ExitBug},
+		{"travelled long", map[string]int64{"1": 30_000, "2": 25_000}, 1, 0, 0, setup.ExitDone},
+		{"late", map[string]int64{"2": 25_000}, 0, 0, 1, setup.ExitUnfinished},
+		{"not acknowledged", map[string]int64{"1": 30_000, "2": 25_000}, 0, 0, 1, setup.ExitUnfinished},
 	} {
-		r := &result{Destinations: []row{newRow(target, account{report: checker.Report{Above: c.above}}, c.firsts, written, c.left)}}
+		r := &result{Destinations: []row{newRow(target, account{report: checker.Report{Above: c.above}, above: c.dispatched}, c.firsts, written, c.left)}}
 		r.sum()
+		var table strings.Builder
+		if err := r.print(&table, false); err != nil {
+			t.Fatal(err)
+		}
+		if excused := strings.Contains(table.String(), "this machine is busy"); excused != (c.above > 0 && c.dispatched == 0) || r.Above != c.above {
+			t.Errorf("%s:\n%s", c.name, &table)
+		}
 		if code := setup.Code(r.verdict()); code != c.code {
 			t.Errorf("%s: code %d, want %d", c.name, code, c.code)
 		}

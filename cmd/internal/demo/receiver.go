@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mvalve/mvalve/cmd/internal/jsonline"
+	"github.com/mvalve/mvalve/cmd/internal/reader"
 	"github.com/mvalve/mvalve/cmd/internal/setup"
 	"github.com/mvalve/mvalve/internal/checker"
 )
@@ -18,8 +20,9 @@ import (
 // maxBody bounds what the receiver reads of a request in bytes.
 const maxBody = 64 << 10
 
-// receiver is an HTTP server that notes when which message arrives for which
-// destination: the path is the destination, the header Idempotency-Key the message.
+// receiver is an HTTP server that notes when which message was dispatched and
+// arrives for which destination: the path is the destination, headers name the
+// message and its dispatch.
 type receiver struct {
 	url    string // with a trailing slash
 	start  time.Time
@@ -32,8 +35,15 @@ type receiver struct {
 
 // arrivals of one destination, in microseconds since the start on the monotonic clock.
 type arrivals struct {
-	stamps []int64          // of every request, repetitions included
-	first  map[string]int64 // of every message
+	stamps     []int64               // of every request, repetitions included
+	first      map[string]int64      // of every message
+	dispatches map[dispatch]struct{} // HTTP may repeat the request of one
+}
+
+// dispatch is a message that left a reader.
+type dispatch struct {
+	id string
+	at int64 // microseconds since 1970 UTC on the pipe's clock
 }
 
 // receive starts a receiver on a free port of this machine.
@@ -48,7 +58,7 @@ func receive(ctx context.Context, names []string) (*receiver, error) {
 		served: make(chan struct{}), arrivals: make(map[string]*arrivals),
 	}
 	for _, name := range names {
-		r.arrivals[name] = &arrivals{first: make(map[string]int64)}
+		r.arrivals[name] = &arrivals{first: make(map[string]int64), dispatches: make(map[dispatch]struct{})}
 	}
 	r.server = &http.Server{Handler: r, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
@@ -67,16 +77,19 @@ func (r *receiver) now() int64 { return time.Since(r.start).Microseconds() }
 func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	now := r.now()
 	id := request.Header.Get("Idempotency-Key")
+	left, err := time.Parse(jsonline.TimeFormat, request.Header.Get(reader.DispatchedAt))
 	r.mu.Lock()
 	a := r.arrivals[strings.TrimPrefix(request.URL.Path, "/")]
-	if a != nil && id != "" {
+	known := a != nil && id != "" && err == nil
+	if known {
+		a.dispatches[dispatch{id, left.UnixMicro()}] = struct{}{}
 		a.stamps = append(a.stamps, now)
-		if _, known := a.first[id]; !known {
+		if _, again := a.first[id]; !again {
 			a.first[id] = now
 		}
 	}
 	r.mu.Unlock()
-	if a == nil || id == "" {
+	if !known {
 		http.Error(w, "this receiver takes only messages of its demo", http.StatusNotFound)
 		return
 	}
@@ -88,19 +101,26 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 type account struct {
 	messages int // different ones
 	requests int
-	recent   int // requests within the last interval
-	report   checker.Report
+	recent   int            // requests within the last interval
+	report   checker.Report // on the arrivals
+	above    int            // windows above the limit by the moments of dispatch
 }
 
-// account judges what arrived for t by the limit without its guard.
+// account judges what arrived for t: by the limit without its guard when it
+// arrived, by all of the limit when it was dispatched.
 func (r *receiver) account(t *target) account {
 	r.mu.Lock()
 	a := r.arrivals[t.name]
 	stamps, messages := slices.Clone(a.stamps), len(a.first)
+	dispatched := make([]int64, 0, len(a.dispatches))
+	for d := range a.dispatches {
+		dispatched = append(dispatched, d.at)
+	}
 	now := r.now()
 	r.mu.Unlock()
 	limit := checker.Limit{Max: int(t.limit.Max), Window: t.limit.Interval}
 	out := account{messages: messages, requests: len(stamps), report: checker.Check(t.name, stamps, limit)}
+	out.above = checker.Check(t.name, dispatched, checker.Limit{Max: limit.Max, Window: t.limit.Window()}).Above
 	for _, s := range stamps {
 		if s > now-limit.Window.Microseconds() {
 			out.recent++

@@ -22,7 +22,8 @@ type row struct {
 	Allowed     float64 `json:"allowed_per_second"`
 	Achieved    float64 `json:"achieved_per_second"`
 	Most        int     `json:"most_in_interval"`
-	Above       int     `json:"windows_above"`
+	Above       int     `json:"windows_above"`            // by arrivals
+	Dispatched  int     `json:"windows_above_dispatched"` // by dispatches
 	Emergencies int     `json:"emergencies"`
 	P50         float64 `json:"emergency_p50_ms"`
 	Max         float64 `json:"emergency_max_ms"`
@@ -39,8 +40,9 @@ type result struct {
 	Sent         int     `json:"sent"`
 	Received     int     `json:"received"`
 	Lost         int     `json:"lost"`
-	Above        int     `json:"windows_above"`
-	Finished     bool    `json:"finished"` // all messages arrived and none is left
+	Above        int     `json:"windows_above"`            // by arrivals
+	Dispatched   int     `json:"windows_above_dispatched"` // by dispatches
+	Finished     bool    `json:"finished"`                 // all messages arrived and none is left
 	Destinations []row   `json:"destinations"`
 }
 
@@ -49,7 +51,7 @@ type result struct {
 func newRow(t *target, a account, firsts map[string]int64, sent []sent, left int) row {
 	r := row{
 		Destination: t.name, Limit: t.limit.String(), shown: t.short(), Again: a.requests - a.messages, Left: left,
-		Allowed: allowed(t.limit), Achieved: achieved(t, a), Most: a.report.Worst, Above: a.report.Above,
+		Allowed: allowed(t.limit), Achieved: achieved(t, a), Most: a.report.Worst, Above: a.report.Above, Dispatched: a.above,
 	}
 	var latencies []int64
 	for _, s := range sent {
@@ -93,6 +95,7 @@ func (r *result) sum() {
 		r.Received += d.Received
 		r.Lost += d.Lost
 		r.Above += d.Above
+		r.Dispatched += d.Dispatched
 		left += d.Left
 	}
 	r.Finished = left == 0 && r.Received == r.Sent
@@ -122,6 +125,9 @@ func (r *result) table(out io.Writer) error {
 		r.Sent, r.Received, r.Readers, r.Seconds, r.Lost, r.Above)
 	fmt.Fprintf(w, "ALLOWED: with a guard of %v. ABOVE: windows in which more arrived than the\n", guard)
 	fmt.Fprintln(w, "limit allows. EMERGENCY: seconds from insert to arrival, median/longest.")
+	if r.Above > 0 && r.Dispatched == 0 {
+		fmt.Fprintf(w, "mvalve dispatched within the limits, but requests took more than %v longer\nthan others to arrive: this machine is busy.\n", guard)
+	}
 	return w.Flush()
 }
 
@@ -133,11 +139,13 @@ func (r row) emergency() string {
 	return fmt.Sprintf("%.2f/%.2f", r.P50/1000, r.Max/1000)
 }
 
-// verdict returns why the demo failed, nil if it did not.
+// verdict returns why the demo failed, nil if it did not. Of the limits it judges
+// what mvalve controls, the dispatches: how long a request travels is up to the
+// machine.
 func (r *result) verdict() error {
 	switch {
-	case r.Lost > 0 || r.Above > 0:
-		return setup.Failf(setup.ExitBug, "%d messages were lost, %d windows were above the limit", r.Lost, r.Above)
+	case r.Lost > 0 || r.Dispatched > 0:
+		return setup.Failf(setup.ExitBug, "%d messages were lost, %d windows were above the limit by the moments of dispatch", r.Lost, r.Dispatched)
 	case !r.Finished:
 		return setup.Failf(setup.ExitUnfinished, "%d of %d messages did not arrive in time", r.Sent-r.Received, r.Sent)
 	}

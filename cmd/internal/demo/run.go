@@ -26,7 +26,7 @@ const (
 	refresh     = 100 * time.Millisecond
 	startAndEnd = 1500 * time.Millisecond // of a run, in which no messages flow
 	startWithin = 20 * time.Second        // for the readers to be alive
-	lateness    = 20 * time.Second        // after which what has not arrived is given up
+	lateness    = 20 * time.Second        // after the end and the last arrival, when what is missing is given up
 	leaveWithin = 20 * time.Second        // for the cleaning up
 	insertSize  = 100
 )
@@ -280,7 +280,7 @@ func (j *job) insert(ctx context.Context, w *valve.Writer, messages ...*queue.Me
 func (j *job) watch(ctx context.Context, started time.Time) error {
 	view := newView(j.stderr, j.targets, j.c.IsSet("log-level"))
 	defer view.close()
-	planned := 0
+	planned, before, moved := 0, 0, time.Now()
 	for _, t := range j.targets {
 		planned += t.total()
 	}
@@ -299,11 +299,14 @@ func (j *job) watch(ctx context.Context, started time.Time) error {
 			accounts[i] = j.receiver.account(t)
 			arrived += accounts[i].messages
 		}
+		if arrived != before {
+			before, moved = arrived, time.Now()
+		}
 		view.update(elapsed, accounts)
 		if err := j.ended(); err != nil {
 			return err
 		}
-		if elapsed > j.span+lateness {
+		if elapsed > j.span+lateness && time.Since(moved) > lateness {
 			return nil // the result tells what is missing
 		}
 		if arrived < planned {
