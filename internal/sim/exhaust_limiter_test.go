@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mvalve/mvalve/state"
@@ -92,8 +93,12 @@ type tree interface {
 // explorer visits every node of a tree, each once.
 type explorer struct {
 	quiet                       bool
+	virtual                     bool // each run has its own virtual time
 	nodes, leaves, same, deeper int
 	wrong                       string
+
+	seen  map[uint64]bool
+	stack [][]uint8 // paths that were not tried yet
 }
 
 func (e *explorer) String() string {
@@ -106,56 +111,78 @@ const longest = 40
 func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 	t.Helper()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one step at a time anyway
-	seen := make(map[uint64]bool)
-	stack := [][]uint8{nil}
-	for len(stack) > 0 && e.wrong == "" {
-		path := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		run := plant()
-		for _, i := range path {
-			run.do(int(i))
-		}
-		for {
-			if e.wrong = run.wrong(); e.wrong != "" {
-				break
-			}
-			if k := run.key(); seen[k] {
-				e.same++
-				break
-			} else {
-				seen[k] = true
-			}
-			e.nodes++
-			acts := run.count()
-			if acts == 0 {
-				e.leaves++
-				e.wrong = run.end()
-				break
-			}
-			if len(path) >= longest {
-				e.deeper++
-				break
-			}
-			for i := acts - 1; i > 0; i-- {
-				stack = append(stack, append(path[:len(path):len(path)], uint8(i)))
-			}
-			run.do(0)
-			path = append(path[:len(path):len(path)], 0)
-		}
-		run.close()
-		if e.wrong != "" && !e.quiet {
+	e.seen = make(map[uint64]bool)
+	e.stack = [][]uint8{nil}
+	for len(e.stack) > 0 && e.wrong == "" {
+		path := e.stack[len(e.stack)-1]
+		e.stack = e.stack[:len(e.stack)-1]
+		e.alone(t, func() {
 			run := plant()
-			for _, i := range path {
-				t.Log(run.name(int(i)))
-				run.do(int(i))
-			}
-			run.close()
+			defer run.close()
+			path = e.follow(run, path)
+		})
+		if e.wrong != "" && !e.quiet {
+			e.alone(t, func() {
+				run := plant()
+				defer run.close()
+				for _, i := range path {
+					t.Log(run.name(int(i)))
+					run.do(int(i))
+				}
+			})
 			t.Errorf("after %d nodes: %s", e.nodes, e.wrong)
 		}
 		if e.nodes > most {
 			t.Errorf("not exhausted after %d nodes", e.nodes)
 			return
 		}
+	}
+	if e.deeper > 0 {
+		t.Errorf("%d orders were not followed beyond %d steps", e.deeper, longest)
+	}
+}
+
+// alone calls run, in a bubble of virtual time if the tree wants one.
+func (e *explorer) alone(t *testing.T, run func()) {
+	if e.virtual {
+		synctest.Test(t, func(*testing.T) { run() })
+		return
+	}
+	run()
+}
+
+// follow takes the steps of path, and then always the first one; what else could
+// have been done goes onto the stack. It returns the whole path.
+func (e *explorer) follow(run tree, path []uint8) []uint8 {
+	for _, i := range path {
+		run.do(int(i))
+	}
+	for {
+		if e.wrong = run.wrong(); e.wrong != "" {
+			return path
+		}
+		if k := run.key(); e.seen[k] {
+			e.same++
+			return path
+		} else {
+			e.seen[k] = true
+		}
+		e.nodes++
+		acts := run.count()
+		if acts == 0 {
+			e.leaves++
+			e.wrong = run.end()
+			return path
+		}
+		if len(path) >= longest {
+			e.deeper++
+			return path
+		}
+		for i := acts - 1; i > 0; i-- {
+			e.stack = append(e.stack, append(path[:len(path):len(path)], uint8(i)))
+		}
+		run.do(0)
+		path = append(path[:len(path):len(path)], 0)
 	}
 }
 
