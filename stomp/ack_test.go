@@ -156,6 +156,18 @@ func TestStaleAck(t *testing.T) { // S92
 	}
 }
 
+// held acknowledges messages, and makes sure that they were c's until then.
+func held(b *broker, c *client, ms ...*frame.Frame) {
+	c.t.Helper()
+	before := b.srv.Stats()
+	for _, m := range ms {
+		c.do("ACK", ackOf(c.v, m)...)
+	}
+	if after := b.srv.Stats(); after.StaleAcks != before.StaleAcks || after.Acked != before.Acked+int64(len(ms)) {
+		c.t.Errorf("stats %+v, before %+v", after, before)
+	}
+}
+
 func TestNack(t *testing.T) { // S95, S96
 	b := startBroker(t, brokerConfig{reader: valve.ReaderConfig{RetryMin: 150 * time.Millisecond}})
 	t.Run("back-off", func(t *testing.T) {
@@ -170,7 +182,7 @@ func TestNack(t *testing.T) { // S95, S96
 		if header(m, "redelivered") != "true" || header(m, "x-delivery-count") != "2" || header(m, "message-id") == header(ms[1], "message-id") {
 			t.Errorf("got %s", show(m))
 		}
-		c.silent() // individual: the others are not touched (S96)
+		held(b, c, ms[0], ms[2]) // individual: the others are not touched (S96)
 	})
 	t.Run("cumulative", func(t *testing.T) {
 		c := b.connect(frame.V11)
@@ -181,7 +193,7 @@ func TestNack(t *testing.T) { // S95, S96
 				t.Errorf("got %s", show(m))
 			}
 		}
-		c.silent()
+		held(b, c, ms[2])
 	})
 	t.Run("x-delay", func(t *testing.T) {
 		c := b.connect(frame.V12)
@@ -197,7 +209,8 @@ func TestNack(t *testing.T) { // S95, S96
 		c := b.connect(frame.V12)
 		ms := three(b, c, "n4", "client")
 		c.do("NACK", append(ackOf(frame.V12, ms[0]), "requeue:false")...)
-		c.silent()
+		c.send("/queue/n4", "m4")
+		c.message("m4")
 		dead, err := b.srv.Admin.Peek(t.Context(), queue.Dead, "n4", queue.Cursor{}, 10)
 		if err != nil || len(dead) != 1 || string(dead[0].Message.Body) != "m1" || !strings.Contains(dead[0].Reason, "NACK") {
 			t.Errorf("dead letters: %v, %v", dead, err)
@@ -225,37 +238,46 @@ func TestMaxAttempts(t *testing.T) { // a poison message does not loop
 		}
 		c.do("NACK", "id:"+header(m, "ack"), "x-delay:0")
 	}
-	c.silent()
+	dead, err := b.srv.Admin.Peek(t.Context(), queue.Dead, "a", queue.Cursor{}, 10)
+	if err != nil || len(dead) != 1 || string(dead[0].Message.Body) != "poison" {
+		t.Errorf("dead letters: %v, %v", dead, err)
+	}
+	c.send("/queue/a", "next")
+	c.message("next")
 }
 
 func TestAckTimeout(t *testing.T) {
-	b := startBroker(t, brokerConfig{config: Config{MaxAckTimeout: time.Minute}})
-	slow, other := b.connect(frame.V12), b.connect(frame.V12)
-	slow.send("/queue/a", "x", "ack-timeout:0.5")
-	slow.subscribe("1", "/queue/a", "client", "prefetch-count:1")
-	m := slow.message("x")
-	other.subscribe("1", "/queue/a", "client")
-	slow.do("UNSUBSCRIBE", "id:1") // takes it back at once
-	again := other.message("x")
-	start := time.Now()
-	slow.subscribe("1", "/queue/a", "client")
-	other.do("UNSUBSCRIBE", "id:1")
-	third := slow.message("x")
-	fourth := slow.message("x") // timed out: the same subscriber is ready again
-	if took := time.Since(start); took < 490*time.Millisecond {
-		t.Errorf("timed out after %v", took)
-	}
-	for _, late := range []*frame.Frame{m, again, third} { // S92: a late ACK is nobody else's
-		slow.do("ACK", ackOf(frame.V12, late)...)
-	}
-	slow.do("ACK", ackOf(frame.V12, fourth)...)
-	slow.silent()
-	if s := b.srv.Stats(); s.AckTimeouts != 1 || s.StaleAcks != 3 {
-		t.Errorf("stats %+v", s)
-	}
-	if got := left(b, "a"); got != "" {
-		t.Errorf("left: %q", got)
-	}
+	virtually(t, brokerConfig{config: Config{MaxAckTimeout: time.Minute}}, func(t *testing.T, b *broker) {
+		slow, other := b.connect(frame.V12), b.connect(frame.V12)
+		slow.send("/queue/a", "x", "ack-timeout:0.5")
+		slow.subscribe("1", "/queue/a", "client", "prefetch-count:1")
+		m := slow.message("x")
+		other.subscribe("1", "/queue/a", "client")
+		slow.do("UNSUBSCRIBE", "id:1") // takes it back at once
+		again := other.message("x")
+		slow.subscribe("1", "/queue/a", "client")
+		other.do("UNSUBSCRIBE", "id:1")
+		third := slow.message("x")
+		start := time.Now()
+		fourth := slow.message("x") // timed out: the same subscriber is ready again
+		if took := time.Since(start); took < 500*time.Millisecond || took > 600*time.Millisecond {
+			t.Errorf("timed out after %v", took)
+		}
+		if header(fourth, "redelivered") != "true" || header(fourth, "x-delivery-count") != "4" {
+			t.Errorf("got %s", show(fourth))
+		}
+		for _, late := range []*frame.Frame{m, again, third} { // S92: a late ACK is nobody else's
+			slow.do("ACK", ackOf(frame.V12, late)...)
+		}
+		slow.do("ACK", ackOf(frame.V12, fourth)...)
+		slow.silentFor(time.Minute)
+		if s := b.srv.Stats(); s.AckTimeouts != 1 || s.StaleAcks != 3 {
+			t.Errorf("stats %+v", s)
+		}
+		if got := left(b, "a"); got != "" {
+			t.Errorf("left: %q", got)
+		}
+	})
 }
 
 func TestAckTimeoutOfServer(t *testing.T) {
@@ -270,21 +292,19 @@ func TestAckTimeoutOfServer(t *testing.T) {
 }
 
 func TestLeasesAreKept(t *testing.T) { // a slow but live subscriber keeps its message beyond the lease
-	const lease = 300 * time.Millisecond
-	b := startBroker(t, brokerConfig{reader: valve.ReaderConfig{Lease: lease}, config: Config{Lease: lease}})
-	c, other := b.connect(frame.V12), b.connect(frame.V12)
-	c.send("/queue/a", "x")
-	c.subscribe("1", "/queue/a", "client")
-	m := c.message("x")
-	other.subscribe("1", "/queue/a", "client")
-	_ = other.nc.SetReadDeadline(time.Now().Add(4 * lease))
-	if f, err := other.r.Read(); err == nil {
-		t.Fatalf("delivered twice: %s", show(f))
-	}
-	c.do("ACK", ackOf(frame.V12, m)...)
-	if n := b.srv.Stats().StaleAcks; n != 0 {
-		t.Error("the lease was lost")
-	}
+	const lease = 30 * time.Second
+	virtually(t, brokerConfig{reader: valve.ReaderConfig{Lease: lease}, config: Config{Lease: lease}}, func(t *testing.T, b *broker) {
+		c, other := b.connect(frame.V12), b.connect(frame.V12)
+		c.send("/queue/a", "x")
+		c.subscribe("1", "/queue/a", "client")
+		m := c.message("x")
+		other.subscribe("1", "/queue/a", "client")
+		other.silentFor(10 * lease) // not delivered twice
+		c.do("ACK", ackOf(frame.V12, m)...)
+		if n := b.srv.Stats().StaleAcks; n != 0 {
+			t.Error("the lease was lost")
+		}
+	})
 }
 
 func TestReceiptsOfAcks(t *testing.T) { // S114, S115: many at once, in order

@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mvalve/mvalve/queue"
@@ -23,7 +24,7 @@ const (
 	quiet    = 150 * time.Millisecond
 )
 
-// broker is a server on a real socket over a store.
+// broker is a server over a store, on a real socket unless it is piped.
 type broker struct {
 	t      testing.TB
 	srv    *Server
@@ -39,6 +40,23 @@ type brokerConfig struct {
 	reader valve.ReaderConfig
 	config Config
 	auth   Authenticator
+	piped  bool // no socket: see virtually
+}
+
+// virtually runs a test in virtual time, which stands still while anybody has
+// something to do: its bounds are exact, and no goroutine comes too late. Clients
+// are connected by pipes, which hold nothing: what is written has been read.
+func virtually(t *testing.T, bc brokerConfig, test func(t *testing.T, b *broker)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		bc.piped = true
+		test(t, startBroker(t, bc))
+	})
+}
+
+// pass lets virtual time pass.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // in a synctest bubble: nothing waits for real
 }
 
 func startBroker(t testing.TB, bc brokerConfig) *broker {
@@ -61,13 +79,16 @@ func startBroker(t testing.TB, bc brokerConfig) *broker {
 	}
 	b.srv = &Server{Writer: b.writer, Reader: b.reader, Auth: bc.auth, Config: bc.config, Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	b.srv.Admin, _ = b.store.(queue.Admin)
+	t.Cleanup(b.close)
+	if bc.piped {
+		return b
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.addr = ln.Addr().String()
 	go func() { b.served <- b.srv.Serve(ln) }()
-	t.Cleanup(b.close)
 	return b
 }
 
@@ -98,12 +119,24 @@ type client struct {
 // dial opens a connection without CONNECT.
 func (b *broker) dial() *client {
 	b.t.Helper()
+	nc := b.open()
+	b.t.Cleanup(func() { nc.Close() })
+	return &client{t: b.t, nc: nc, r: frame.NewReader(nc, frame.Limits{Body: 64 << 20})}
+}
+
+// open makes the way of a connection.
+func (b *broker) open() net.Conn {
+	b.t.Helper()
+	if b.addr == "" {
+		ours, theirs := net.Pipe()
+		go b.srv.ServeConn(theirs)
+		return ours
+	}
 	nc, err := net.Dial("tcp", b.addr)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.t.Cleanup(func() { nc.Close() })
-	return &client{t: b.t, nc: nc, r: frame.NewReader(nc, frame.Limits{Body: 64 << 20})}
+	return nc
 }
 
 // connect opens a connection of a version; extra are header lines.
@@ -224,13 +257,29 @@ func (c *client) message(body string) *frame.Frame {
 	return f
 }
 
+// nothingElse makes sure that nothing was sent before the answer to a frame of
+// ours. It costs no time, but proves nothing about what others still prepare.
+func (c *client) nothingElse() {
+	c.t.Helper()
+	c.do("BEGIN", "transaction:nothing else")
+	c.do("ABORT", "transaction:nothing else")
+	if len(c.held) > 0 {
+		c.t.Fatalf("got %s, want nothing", show(c.held[0]))
+	}
+}
+
 // silent makes sure that nothing comes.
 func (c *client) silent() {
+	c.t.Helper()
+	c.silentFor(quiet)
+}
+
+func (c *client) silentFor(d time.Duration) {
 	c.t.Helper()
 	if len(c.held) > 0 {
 		c.t.Fatalf("got %s, want nothing", show(c.held[0]))
 	}
-	_ = c.nc.SetReadDeadline(time.Now().Add(quiet))
+	_ = c.nc.SetReadDeadline(time.Now().Add(d))
 	if f, err := c.r.Read(); err == nil {
 		c.t.Fatalf("got %s, want nothing", show(f))
 	} else if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
