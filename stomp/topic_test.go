@@ -33,16 +33,16 @@ func TestTopics(t *testing.T) {
 		if header(m, "subscription") != "id:1" { // S24: escaped, and back
 			t.Errorf("got %s", show(m))
 		}
-		subs[name].silent()
+		subs[name].nothingElse()
 	}
-	subs["other"].silent()
-	subs["otherprefix"].silent()
+	subs["other"].nothingElse()
+	subs["otherprefix"].nothingElse()
 	for name := range subs {
 		subs[name].do("UNSUBSCRIBE", "id:id\\c1")
 	}
-	p.frame("SEND", []string{"destination:/topic/a.b"}, "again")
+	p.send("/topic/a.b", "again")
 	p.message("again")
-	subs["all"].silent() // S82
+	subs["all"].nothingElse() // S82
 	if l := len(b.srv.hub.prefixes) + len(b.srv.hub.lengths); l != 0 {
 		t.Errorf("%d prefixes left", l)
 	}
@@ -82,40 +82,60 @@ func TestTopicOfAllVersions(t *testing.T) { // S24, S26
 }
 
 func TestTopicOverflow(t *testing.T) {
+	const wait, n = 5 * time.Second, 40
 	for _, policy := range []Overflow{OverflowDrop, OverflowClose} {
-		b := startBroker(t, brokerConfig{config: Config{OutBuffer: 64 << 10, TopicOverflow: policy, TopicWait: 50 * time.Millisecond, Linger: 100 * time.Millisecond}})
-		stuck, healthy, p := b.connect(frame.V12), b.connect(frame.V12), b.connect(frame.V12)
-		stuck.subscribe("1", "/topic/a", "auto")
-		healthy.subscribe("1", "/topic/a", "auto")
-		const n = 400
-		received := make(chan int, 1)
-		go func() {
-			got := 0
-			for range n {
-				if f, err := healthy.read(); err == nil && f.Command == frame.Message {
-					got++
+		virtually(t, brokerConfig{config: Config{OutBuffer: 64 << 10, TopicOverflow: policy, TopicWait: wait}}, func(t *testing.T, b *broker) {
+			stuck, healthy, p := b.connect(frame.V12), b.connect(frame.V12), b.connect(frame.V12)
+			stuck.subscribe("1", "/topic/a", "auto")
+			healthy.subscribe("1", "/topic/a", "auto")
+			publish := func() time.Duration { // each message fills a buffer
+				received := make(chan int)
+				go func() {
+					got := 0
+					for range n {
+						if f, err := healthy.read(); err == nil && f.Command == frame.Message {
+							got++
+						}
+					}
+					received <- got
+				}()
+				start := time.Now()
+				for range n {
+					p.send("/topic/a", strings.Repeat("x", 64<<10))
 				}
+				took := time.Since(start)
+				if got := <-received; got != n {
+					t.Errorf("policy %d: the healthy subscriber got %d of %d", policy, got, n)
+				}
+				return took
 			}
-			received <- got
-		}()
-		start := time.Now()
-		for range n {
-			p.send("/topic/a", strings.Repeat("x", 64<<10))
-		}
-		if took := time.Since(start); took > 5*time.Second {
-			t.Errorf("a stuck subscriber held the publisher up for %v", took)
-		}
-		if got := <-received; got != n {
-			t.Errorf("policy %d: the healthy subscriber got %d of %d", policy, got, n)
-		}
-		if b.srv.Stats().TopicDropped == 0 {
-			t.Errorf("policy %d: nothing was counted as dropped", policy)
-		}
-		if policy == OverflowClose {
-			eventually(t, "closed", func() bool { return b.srv.Stats().Connections == 2 })
-		} else if b.srv.Stats().Connections != 3 {
-			t.Error("the stuck one was closed")
-		}
+			if took := publish(); took != wait { // once for all messages
+				t.Errorf("a stuck subscriber held the publisher up for %v", took)
+			}
+			dropped := b.srv.Stats().TopicDropped
+			if policy == OverflowClose {
+				if dropped == 0 {
+					t.Error("nothing was counted as dropped")
+				}
+				stuck.expect(frame.Message)
+				stuck.expect(frame.Message)
+				stuck.fails("too slow")
+				return
+			}
+			if dropped != n-2 { // one is in the pipe, one in the buffer
+				t.Errorf("%d of %d counted as dropped", dropped, n)
+			}
+			stuck.expect(frame.Message)
+			if took := publish(); took != wait { // it has read: once more
+				t.Errorf("a subscriber that read and is stuck again held the publisher up for %v", took)
+			}
+			if took := publish(); took != 0 {
+				t.Errorf("a subscriber known to be stuck held the publisher up for %v", took)
+			}
+			if b.srv.Stats().Connections != 3 {
+				t.Error("the stuck one was closed")
+			}
+		})
 	}
 }
 
@@ -140,8 +160,10 @@ func TestTempQueues(t *testing.T) {
 	thief.subscribe("1", "/pipe", "auto")
 	service.send(to, "second")
 	client.message("second")
-	thief.silent()
+	service.send("/queue/unclaimed", "third")
+	thief.message("third") // and nothing before it
 	thief.do("DISCONNECT")
+	thief.nc.Close()
 
 	// The client may subscribe itself, in any mode (the name stays its own).
 	client.subscribe("mine", "/temp-queue/answers", "client")
@@ -198,7 +220,7 @@ func TestControl(t *testing.T) {
 		t.Errorf("%s subscribers", n)
 	}
 	c.frame("SEND", []string{"destination:/control/count-msgs/queue/a"}, "") // without receipt nobody is told
-	c.silent()
+	c.nothingElse()
 }
 
 func TestLastFramesArrive(t *testing.T) { // S108, S110, S113, S116
