@@ -93,7 +93,9 @@ func TestNothingAfterUnsubscribe(t *testing.T) { // S82, I4
 		}
 	}
 	producer.do("SEND", "destination:/queue/a")
-	c.silent()
+	c.subscribe("2", "/queue/last", "auto")
+	producer.send("/queue/last", "last")
+	c.message("last")
 }
 
 func TestUnsubscribeGivesBack(t *testing.T) { // S83
@@ -146,6 +148,7 @@ func TestPrefetch(t *testing.T) {
 	for i := range 10 {
 		c.send("/queue/a", fmt.Sprint(i))
 	}
+	c.send("/queue/last", "last")
 	for _, tt := range []struct {
 		headers []string
 		want    int
@@ -168,8 +171,10 @@ func TestPrefetch(t *testing.T) {
 		for range tt.want {
 			c.expect(frame.Message)
 		}
-		c.silent()
+		c.subscribe("2", "/queue/last", "client-individual")
+		c.message("last") // not another one of the first
 		c.do("DISCONNECT")
+		c.nc.Close()
 	}
 }
 

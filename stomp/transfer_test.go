@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/stomp/frame"
 )
 
@@ -238,7 +237,7 @@ func TestDelays(t *testing.T) {
 		}
 		c.send("/queue/d", h, h)
 		m := c.message(h)
-		if took := time.Since(start); took < 290*time.Millisecond || took > 3*time.Second {
+		if took := time.Since(start); took < 290*time.Millisecond {
 			t.Errorf("%s: came after %v", h, took)
 		}
 		name, value, _ := strings.Cut(h, ":")
@@ -257,9 +256,10 @@ func TestExpiry(t *testing.T) {
 	c.send("/queue/e", "later", fmt.Sprintf("expires:%d", time.Now().Add(time.Hour).UnixMilli()))
 	<-time.After(20 * time.Millisecond)
 	c.subscribe("s", "/queue/e", "auto")
+	c.send("/queue/e", "last")
 	c.message("never")
 	c.message("later")
-	c.silent()
+	c.message("last")
 }
 
 func TestPipe(t *testing.T) {
@@ -282,7 +282,8 @@ func TestPipe(t *testing.T) {
 		t.Errorf("got %s", show(m))
 	}
 	c.send("/queue/other", "nobody")
-	c.silent()
+	c.send("/queue/app.two", "last")
+	c.message("last")
 	c = b.connect(frame.V12)
 	c.frame("SEND", []string{"destination:/pipe"}, "x")
 	c.fails("X-Mvalve-Destination")
@@ -291,20 +292,18 @@ func TestPipe(t *testing.T) {
 func TestNamesAreOpaque(t *testing.T) { // no name means anything to a store or a pattern
 	b := startBroker(t, brokerConfig{})
 	c := b.connect(frame.V12)
-	for i, name := range []string{"x' OR '1'='1", "a*b", "a?b", `a\\b`, "../../etc/passwd", "a/b/c", "%s", "\"; DROP TABLE q_incoming; --", "Ünï", " lead", "A", "a"} {
+	names := []string{"x' OR '1'='1", "a*b", "a?b", `a\\b`, "../../etc/passwd", "a/b/c", "%s", "\"; DROP TABLE q_incoming; --", "Ünï", " lead", "A", "a"}
+	for i, name := range names {
 		c.subscribe(fmt.Sprint(i), "/queue/"+name, "auto")
 	}
-	for i, name := range []string{"x' OR '1'='1", "a*b", "a?b", `a\\b`, "../../etc/passwd", "a/b/c", "%s", "\"; DROP TABLE q_incoming; --", "Ünï", " lead", "A", "a", "axb"} {
+	c.send("/queue/axb", "for nobody")
+	for i, name := range names {
 		c.frame("SEND", []string{"destination:/queue/" + name}, name)
-		if name == "axb" {
-			c.silent()
-			break
-		}
 		if m := c.message(name); header(m, "subscription") != fmt.Sprint(i) {
 			t.Errorf("%s went to %s", name, show(m))
 		}
 	}
-	if err := queue.CheckDestination("a"); err != nil {
-		t.Fatal(err)
+	if n, err := b.srv.countMessages("axb"); err != nil || n != 1 {
+		t.Errorf("%d messages that nobody asked for are left, %v", n, err)
 	}
 }
