@@ -12,7 +12,6 @@ import (
 	"github.com/mvalve/mvalve/queue"
 	"github.com/mvalve/mvalve/queue/sqlite"
 	"github.com/mvalve/mvalve/stomp/frame"
-	"github.com/mvalve/mvalve/valve"
 )
 
 // file opens a new SQLite store.
@@ -37,6 +36,7 @@ func TestTwoBrokers(t *testing.T) { // no message goes out twice, and consumers 
 	var mu sync.Mutex
 	seen := make(map[string]int)
 	from := make([]int, len(consumers))
+	both := make(chan struct{}) // closed once each has got one
 	var wg sync.WaitGroup
 	for i, c := range consumers {
 		c.subscribe("1", "/queue/shared", "client-individual", "prefetch-count:5")
@@ -51,8 +51,15 @@ func TestTwoBrokers(t *testing.T) { // no message goes out twice, and consumers 
 				}
 				mu.Lock()
 				seen[string(f.Body)]++
-				from[i]++
+				if from[i]++; from[i] == 1 && from[1-i] > 0 {
+					close(both)
+				}
 				mu.Unlock()
+				select {
+				case <-both: // until then it has its five and wants no more
+				case <-t.Context().Done():
+					return
+				}
 				c.frame("ACK", []string{"id:" + header(f, "ack")}, "")
 			}
 		})
@@ -76,9 +83,6 @@ func TestTwoBrokers(t *testing.T) { // no message goes out twice, and consumers 
 		if times != 1 {
 			t.Errorf("message %s came %d times", body, times)
 		}
-	}
-	if from[0] == 0 || from[1] == 0 {
-		t.Errorf("spread: %v", from)
 	}
 }
 
@@ -127,12 +131,8 @@ func TestReceiptedMessagesSurvive(t *testing.T) { // a RECEIPT is a promise: wha
 			sent++
 		}
 		c.subscribe("1", "/queue/a", "client", "prefetch-count:3")
-		c.message("0") // out when the server goes
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		if err := b.srv.Shutdown(ctx); err != nil {
-			t.Errorf("Shutdown: %v", err)
-		}
-		cancel()
+		c.expect(frame.Message) // out when the server goes
+		shutDown(b, c)
 		b.close()
 		if err := store.Close(); err != nil {
 			t.Error(err)
@@ -147,6 +147,28 @@ func TestReceiptedMessagesSurvive(t *testing.T) { // a RECEIPT is a promise: wha
 	got := strings.Fields(left(b, "a"))
 	if len(got) != sent {
 		t.Errorf("%d of %d messages are left", len(got), sent)
+	}
+}
+
+// shutDown shuts the server down while c is connected, and may have MESSAGEs to
+// read before it is told.
+func shutDown(b *broker, c *client) {
+	b.t.Helper()
+	done := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	go func() { done <- b.srv.Shutdown(ctx) }()
+	f, err := c.read()
+	for err == nil && f.Command == frame.Message {
+		f, err = c.read()
+	}
+	if err != nil || f.Command != frame.ErrorCommand || header(f, "message") != "server shutting down" {
+		b.t.Errorf("got %s, %v; want to be told that the server goes", show(f), err)
+	}
+	c.closed()
+	c.nc.Close()
+	if err := <-done; err != nil {
+		b.t.Errorf("Shutdown: %v", err)
 	}
 }
 
@@ -173,23 +195,32 @@ func TestPanicEndsOneConnection(t *testing.T) {
 }
 
 func TestRetryAfterHoldsDestination(t *testing.T) { // NACK retry-after: the destination said "too many"
-	b := startBroker(t, brokerConfig{store: file(t), reader: valve.ReaderConfig{}})
-	c := b.connect(frame.V12)
-	for _, body := range []string{"1", "2"} {
-		c.send("/queue/slow", body)
-	}
-	c.send("/queue/other", "3")
-	c.subscribe("slow", "/queue/slow", "client-individual", "prefetch-count:1")
-	m := c.message("1")
-	start := time.Now()
-	c.do("NACK", "id:"+header(m, "ack"), "retry-after:0.5")
-	c.subscribe("other", "/queue/other", "auto")
-	c.message("3") // others do not wait
-	m = c.message("1")
-	if took := time.Since(start); took < 450*time.Millisecond {
-		t.Errorf("came back after %v", took)
-	}
-	if header(m, "x-delivery-count") != "1" { // the attempt does not count
-		t.Errorf("got %s", show(m))
-	}
+	b := startBroker(t, brokerConfig{store: file(t)})
+	t.Run("others do not wait", func(t *testing.T) {
+		c := b.connect(frame.V12)
+		for _, body := range []string{"1", "2"} {
+			c.send("/queue/slow", body)
+		}
+		c.subscribe("slow", "/queue/slow", "client-individual", "prefetch-count:1")
+		c.do("NACK", "id:"+header(c.message("1"), "ack"), "retry-after:3600")
+		c.send("/queue/other", "3")
+		c.subscribe("other", "/queue/other", "auto")
+		c.message("3")
+		c.silent()
+	})
+	t.Run("it comes back", func(t *testing.T) {
+		c := b.connect(frame.V12)
+		c.send("/queue/soon", "4")
+		c.subscribe("soon", "/queue/soon", "client-individual")
+		m := c.message("4")
+		start := time.Now()
+		c.do("NACK", "id:"+header(m, "ack"), "retry-after:0.5")
+		m = c.message("4")
+		if took := time.Since(start); took < 450*time.Millisecond {
+			t.Errorf("came back after %v", took)
+		}
+		if header(m, "x-delivery-count") != "1" { // the attempt does not count
+			t.Errorf("got %s", show(m))
+		}
+	})
 }

@@ -17,10 +17,10 @@ import (
 	"github.com/mvalve/mvalve/valve"
 )
 
-// patience is how long a test waits for what must come, quiet how long it
-// listens for what must not.
+// patience is how long a test waits for what must come: less than a lease, whose
+// end would make up for much. quiet is how long it listens for what must not.
 const (
-	patience = 10 * time.Second
+	patience = 30 * time.Second
 	quiet    = 150 * time.Millisecond
 )
 
@@ -75,7 +75,7 @@ func startBroker(t testing.TB, bc brokerConfig) *broker {
 		t.Fatal(err)
 	}
 	if bc.config.Linger == 0 {
-		bc.config.Linger = time.Second
+		bc.config.Linger = 2 * patience // who waits for the end of a connection closes the client
 	}
 	b.srv = &Server{Writer: b.writer, Reader: b.reader, Auth: bc.auth, Config: bc.config, Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	b.srv.Admin, _ = b.store.(queue.Admin)
