@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -28,9 +29,10 @@ const (
 
 // lags are times from the call of Insert to the return of Next.
 type lags struct {
-	mu   sync.Mutex
-	from time.Time // what was sent before does not count
-	all  []time.Duration
+	mu    sync.Mutex
+	from  time.Time // what was sent before does not count
+	all   []time.Duration
+	taken int // messages, those that do not count included
 }
 
 func (l *lags) add(m *queue.Message) {
@@ -41,6 +43,7 @@ func (l *lags) add(m *queue.Message) {
 	lag := time.Since(sent)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.taken++
 	if !sent.Before(l.from) {
 		l.all = append(l.all, lag)
 	}
@@ -58,26 +61,28 @@ func (l *lags) milliseconds(p float64) float64 {
 	return float64(sorted[i].Microseconds()) / 1000
 }
 
-// insertStamped inserts one message at a time, perSecond of them, until ctx ends.
-func insertStamped(ctx context.Context, w *valve.Writer, perSecond int) error {
+// insertStamped inserts one message at a time, perSecond of them, for d, and one
+// at its end, which counts however slow the machine was. It returns how many.
+func insertStamped(ctx context.Context, w *valve.Writer, perSecond int, d time.Duration) (inserted int, err error) {
+	ending, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
 	limiter := rate.NewLimiter(rate.Limit(perSecond), 1)
 	src := newSource("cold-", destinations)
-	for limiter.Wait(ctx) == nil {
+	for last := false; !last; inserted++ {
+		last = limiter.Wait(ending) != nil
 		m := src.messages(1)[0]
 		m.Body = append(binary.LittleEndian.AppendUint64(nil, uint64(time.Now().UnixNano())), m.Body[stampBytes:]...)
-		if err := w.Insert(ctx, m); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("insert: %w", err)
+		if err := w.Insert(ctx, m); err != nil {
+			return inserted, fmt.Errorf("insert: %w", err)
 		}
 	}
-	return nil
+	return inserted, nil
 }
 
 // floor measures what the store itself takes for one insert and one lease at
 // low load, one after the other: no engine can be faster.
 func (s *session) floor() error {
 	return s.with(func(p *pipe) error {
-		ctx, cancel := context.WithTimeout(s.c.Context, s.seconds)
-		defer cancel()
 		limiter := rate.NewLimiter(lowLoad, 1)
 		src := newSource("raw-", destinations)
 		var ids queue.IDSource
@@ -85,7 +90,9 @@ func (s *session) floor() error {
 		if err := rawCycle(s.c.Context, p.store, &ids, src.messages(1), nil); err != nil { // prepares statements
 			return err
 		}
-		for limiter.Wait(ctx) == nil {
+		ctx, cancel := context.WithTimeout(s.c.Context, s.seconds)
+		defer cancel()
+		for limiter.Wait(ctx) == nil || len(l.all) == 0 {
 			began := time.Now()
 			if err := rawCycle(s.c.Context, p.store, &ids, src.messages(1), func() { l.all = append(l.all, time.Since(began)) }); err != nil {
 				return err
@@ -136,8 +143,6 @@ func (p *pipe) lags(bench, name string, other bool, most float64) error {
 }
 
 func (p *pipe) takeStamped(l *lags, other bool) error {
-	inserting, cancel := context.WithTimeout(p.s.c.Context, settleTime+p.s.seconds)
-	defer cancel()
 	taking, stop := context.WithCancel(p.s.c.Context)
 	defer stop()
 	acks := make(chan *valve.Delivery, 10_000)
@@ -148,6 +153,7 @@ func (p *pipe) takeStamped(l *lags, other bool) error {
 		for d, err := range p.reader.All(taking) {
 			if err != nil {
 				takeErr = fmt.Errorf("take: %w", err)
+				stop()
 				return
 			}
 			l.add(d.Message)
@@ -161,38 +167,53 @@ func (p *pipe) takeStamped(l *lags, other bool) error {
 			}
 		}
 	})
-	var err error
-	if other {
-		err = p.spawn(inserting)
-	} else {
-		err = insertStamped(inserting, p.writer, lowLoad)
+	insert := p.spawn
+	if !other {
+		insert = func(d time.Duration) (int, error) { return insertStamped(p.s.c.Context, p.writer, lowLoad, d) }
 	}
-	_ = wait(p.s.c.Context, 200*time.Millisecond) // for the last ones
+	inserted, err := insert(time.Until(l.from) + p.s.seconds)
+	if err == nil {
+		err = l.await(taking, inserted)
+	}
 	stop()
 	work.Wait()
 	return errors.Join(err, takeErr, ackErr, p.s.c.Context.Err())
 }
 
-// spawn lets another process insert until ctx ends.
-func (p *pipe) spawn(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
+// await returns when as many messages were taken.
+func (l *lags) await(ctx context.Context, messages int) error {
+	taken := func() int64 {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return int64(l.taken)
 	}
-	deadline, _ := ctx.Deadline()
-	// It ends by itself after --seconds; only the end of the command kills it.
-	cmd := exec.CommandContext(p.s.c.Context, self, "bench", "--role", childRole, "--rate", fmt.Sprint(lowLoad),
-		"--seconds", fmt.Sprint(max(1, int(time.Until(deadline).Round(time.Second)/time.Second))))
-	// The environment, unlike the arguments, hides a password from other users.
-	cmd.Env = append(os.Environ(), "MVALVE_QUEUE="+p.url)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("other process: %w: %s", err, out)
-	}
-	return nil
+	return (&load{}).await(ctx, "messages taken", int64(messages), taken)
 }
 
-// runRole is what the other process does.
+// spawn lets another process insert for d, and returns how many messages it did.
+func (p *pipe) spawn(d time.Duration) (inserted int, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	// It ends by itself after --seconds; only the end of the command kills it.
+	cmd := exec.CommandContext(p.s.c.Context, self, "bench", "--role", childRole, "--rate", fmt.Sprint(lowLoad),
+		"--seconds", fmt.Sprint(max(1, int(d.Round(time.Second)/time.Second))))
+	// The environment, unlike the arguments, hides a password from other users.
+	cmd.Env = append(os.Environ(), "MVALVE_QUEUE="+p.url)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err == nil {
+		_, err = fmt.Sscan(string(out), &inserted)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("other process: %w: %s%s", err, out, &said)
+	}
+	return inserted, nil
+}
+
+// runRole is what the other process does: it inserts and prints how many.
 func runRole(c *cli.Context, role string) (err error) {
 	if role != childRole {
 		return setup.Usagef("--role %.40q: the only one is %s", role, childRole)
@@ -207,7 +228,9 @@ func runRole(c *cli.Context, role string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	ctx, cancel := context.WithTimeout(c.Context, time.Duration(c.Int("seconds"))*time.Second)
-	defer cancel()
-	return insertStamped(ctx, w, c.Int("rate"))
+	inserted, err := insertStamped(c.Context, w, c.Int("rate"), time.Duration(c.Int("seconds"))*time.Second)
+	if err == nil {
+		_, err = fmt.Fprintln(c.App.Writer, inserted)
+	}
+	return err
 }

@@ -35,6 +35,18 @@ func middle(bucket int) int64 {
 
 func (h *histogram) add(ns int64) { h.count[bucket(ns)].Add(1) }
 
+// empty reports whether the histograms hold nothing.
+func empty(all ...*histogram) bool {
+	for _, h := range all {
+		for i := range h.count {
+			if h.count[i].Load() > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // quantile returns the duration in milliseconds that the part p of all in the
 // histograms stays below; 0 if there are none.
 func quantile(p float64, all ...*histogram) float64 {

@@ -27,7 +27,7 @@ func (b *stompBench) send(ctx context.Context, l *load, name string, connections
 		lags[i] = &p.lag
 		l.start(p.work)
 	}
-	measured, used, err := b.measureLoad(ctx, l, name, confirmed(producers))
+	measured, used, err := b.measureLoad(ctx, l, name, confirmed(producers), lags...)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (b *stompBench) pairs(ctx context.Context, l *load, name string, pairs, lea
 		lags = append(lags, &consumers[i].lag)
 		l.start(p.work)
 	}
-	measured, used, err := b.measureLoad(ctx, l, name, delivered(consumers))
+	measured, used, err := b.measureLoad(ctx, l, name, delivered(consumers), lags...)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (b *stompBench) latency(ctx context.Context, name string) error {
 			defer close(ended)
 			return p.work(ending, b.target, queue, pace)
 		})
-		measured, used, err := b.measureLoad(ctx, l, name, delivered(consumers))
+		measured, used, err := b.measureLoad(ctx, l, name, delivered(consumers), &consumers[0].lag)
 		if err != nil {
 			return err
 		}

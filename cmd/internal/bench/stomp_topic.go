@@ -20,7 +20,7 @@ const (
 	lull = time.Second
 	// patience is how long after the end nothing may arrive before what is
 	// missing counts as lost.
-	patience = 5 * time.Second
+	patience = 15 * time.Second
 )
 
 // subscriber takes the messages of a topic, which come in order.
