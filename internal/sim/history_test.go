@@ -24,7 +24,7 @@ const (
 	kSettled               // truth: a settle took effect (verb)
 	kLost                  // truth: a settle found its lease gone
 	kDispatch              // Next returned the message, at stamp
-	kEnds                  // a consumer is about to end the delivery by verb
+	kEnds                  // a consumer calls what ends the delivery by verb
 	kConfirmed             // ending the delivery returned without an error (verb)
 	kEndFailed             // it returned an error
 	kWaits                 // a consumer calls Next
@@ -34,13 +34,14 @@ const (
 	kHold                  // truth: a hold is stored
 	kHoldsSeen             // the process knows the holds stored up to version
 	kHoldTold              // the process knows that its hold is stored
+	kProbe                 // the process measured the clock, wrong by stamp, in until (µs)
 	kFault                 // something went wrong on purpose
 	kQuiet                 // no faults from here on
 	kEnd                   // the run is over
 )
 
 var kindNames = [...]string{"start", "crash", "stop", "asked", "committed", "inserted", "refused", "leased", "settled",
-	"lost", "dispatch", "ends", "confirmed", "end failed", "waits", "served", "rule", "rules seen", "hold", "holds seen", "hold told", "fault", "quiet", "end"}
+	"lost", "dispatch", "ends", "confirmed", "end failed", "waits", "served", "rule", "rules seen", "hold", "holds seen", "hold told", "probe", "fault", "quiet", "end"}
 
 // event is one line of a history. Which fields are set depends on its kind.
 type event struct {
@@ -56,7 +57,11 @@ type event struct {
 	until   int64 // µs: of a lease or hold; of a retry: when it is due
 	attempt int
 	version int64
-	who     int // consumer
+	who     int // consumer; of a probe: what the process was doing
+	serial  int // of a delivery: how many there were of the message, with this one
+	expires int64
+	late    bool   // carried out after its caller gave up
+	fault   *fault // of kFault, if it was planned
 	rule    *ruleText
 	text    string
 }
@@ -101,6 +106,9 @@ func (e event) String() string {
 	}
 	if e.version != 0 {
 		fmt.Fprintf(&b, " v%d", e.version)
+	}
+	if e.late {
+		b.WriteString(" late")
 	}
 	if e.text != "" {
 		fmt.Fprintf(&b, " %s", e.text)

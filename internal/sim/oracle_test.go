@@ -32,6 +32,7 @@ const (
 	ruleLease   = "lease"   // leased while another held it, or delivered without a lease
 	ruleOrder   = "order"   // passed over by one that comes later
 	ruleEarly   = "early"   // delivered before its time, after its expiry, or in a hold or pause its reader knew of
+	ruleStamp   = "stamp"   // not stamped with the time
 	ruleIdle    = "idle"    // waits though it may go and somebody waits for it
 	ruleUse     = "use"     // less than the promised share of a limit is used
 	ruleFair    = "fair"    // a destination gets less than its share
@@ -42,28 +43,30 @@ const (
 
 // letter is what the oracle knows of a message.
 type letter struct {
-	n         int
-	plan      *msgPlan
-	committed bool
-	at        time.Duration // of its commit
-	id        string
-	table     queue.Lane
-	ready     int64 // µs; timed only
-	asked     int64 // what its producer asked for
-	leases    int   // ever
-	holder    int   // process
-	until     int64
-	leasedAt  time.Duration
-	freeSince time.Duration
-	out       bool // with a consumer of holder
-	outProc   int  // process that dispatched it last
-	outUntil  int64
-	delivered int
-	ended     queue.Verb // 0: not yet
-	late      bool       // its end was carried out after its caller gave up
-	confirmed bool
-	wants     map[int]queue.Verb // how its consumer in a process ends it
-	due       map[int]int64      // what its row said when a process leased it (µs); timed only
+	n            int
+	plan         *msgPlan
+	committed    bool
+	at           time.Duration // of its commit
+	id           string
+	table        queue.Lane
+	ready        int64 // µs; timed only
+	asked        int64 // what its producer asked for
+	askedExpires int64
+	leases       int // ever
+	holder       int // process
+	until        int64
+	leasedAt     time.Duration
+	freeSince    time.Duration
+	out          bool // with a consumer of holder
+	outProc      int  // process that dispatched it last
+	outUntil     int64
+	delivered    int
+	ended        queue.Verb // 0: not yet
+	late         bool       // its end was carried out after its caller gave up
+	confirmed    bool
+	expires      int64         // µs, 0: never
+	calls        []call        // of its consumers, to end it
+	due          map[int]int64 // what its row said when a process leased it (µs); timed only
 }
 
 // side is what the oracle knows of a process.
@@ -71,12 +74,15 @@ type side struct {
 	slot     int
 	live     bool
 	version  int64
-	versions []seen                // rules it knew, by time
-	holds    int64                 // it knows those up to
-	told     map[int64]bool        // and these
-	idle     map[int]time.Duration // consumers that wait, since when
-	out      int                   // deliveries out
-	emptied  time.Duration         // when one came back last
+	versions []seen                  // rules it knew, by time
+	holds    []heard                 // it knew those up to a version, by time
+	told     map[int64]time.Duration // and these, since when
+	wrong    int64                   // its clock may be off by so many µs
+	trip     int64                   // of the measurement it believed when it started, µs
+	busy     []busy                  // may not hear of anything
+	idle     map[int]time.Duration   // consumers that wait, since when
+	out      int                     // deliveries out
+	emptied  time.Duration           // when one came back last
 }
 
 type seen struct {
@@ -95,6 +101,7 @@ type oracle struct {
 	trouble  []time.Duration // of faults
 	jump     bool            // the clock stepped far: who is behind waits
 	back     bool            // it stepped back
+	stepped  bool            // it stepped already
 	ahead    []time.Duration // it stepped far ahead
 	wiped    bool            // the cache forgot
 	lastWipe time.Duration   // the last time
@@ -163,7 +170,7 @@ func (o *oracle) blame(rule string, at time.Duration, format string, args ...any
 
 func (o *oracle) side(proc int) *side {
 	for len(o.sides) <= proc {
-		o.sides = append(o.sides, side{idle: make(map[int]time.Duration), told: make(map[int64]bool), slot: -1})
+		o.sides = append(o.sides, side{idle: make(map[int]time.Duration), told: make(map[int64]time.Duration), slot: -1})
 	}
 	return &o.sides[proc]
 }
@@ -176,19 +183,23 @@ func (o *oracle) step(e *event) {
 		s.live = true
 		s.versions = []seen{{0, s.version}} // it read them before it did anything
 		_, _ = fmt.Sscanf(e.text, "slot %d", &s.slot)
+		s.busy = append(s.busy, busy{e.at, e.at})
 	case kCrash, kStop:
 		s.live = false
 		o.trouble = append(o.trouble, e.at)
 		clear(s.idle)
 	case kFault, kQuiet:
 		o.trouble = append(o.trouble, e.at)
+		o.faulted(e)
+	case kProbe:
+		s.probed(e, o.stepped)
 	case kRulesSeen:
 		s.version = e.version
 		s.versions = append(s.versions, seen{e.at, e.version})
 	case kHoldsSeen:
-		s.holds = e.version
+		s.holds = append(s.holds, heard{e.at, e.version})
 	case kHoldTold:
-		s.told[e.version] = true
+		s.told[e.version] = e.at
 	case kRule:
 		o.rules = append(o.rules, *e)
 		if e.at > 0 {
@@ -201,7 +212,7 @@ func (o *oracle) step(e *event) {
 	case kServed:
 		delete(s.idle, e.who)
 	case kAsked:
-		o.letters[e.msg].asked = e.stamp
+		o.letters[e.msg].asked, o.letters[e.msg].askedExpires = e.stamp, e.expires
 	case kCommitted, kInserted, kLeased, kSettled, kEnds, kLost, kDispatch, kConfirmed, kEndFailed:
 		o.message(e)
 	}
@@ -220,12 +231,15 @@ func (o *oracle) message(e *event) {
 		if m.committed {
 			o.blame(ruleLoss, e.at, "m%d is stored twice", e.msg)
 		}
-		m.committed, m.at, m.id, m.table, m.ready, m.freeSince = true, e.at, e.text, e.table, e.stamp, e.at
+		m.committed, m.at, m.id, m.table, m.ready, m.freeSince, m.expires = true, e.at, e.text, e.table, e.stamp, e.at, e.expires
 		if e.until != 0 {
 			m.holder, m.until, m.leases, m.leasedAt = e.proc, e.until, 1, e.at
 			o.passedOver(e, m)
 		}
 	case kInserted:
+		if m.expires != m.askedExpires {
+			o.blame(ruleLoss, e.at, "m%d is stored with another expiry than its producer asked for", e.msg)
+		}
 		if !m.committed {
 			o.blame(ruleLoss, e.at, "Insert of m%d returned, but it is not stored", e.msg)
 		}
@@ -236,15 +250,15 @@ func (o *oracle) message(e *event) {
 	case kDispatch:
 		o.dispatched(e, m)
 	case kEnds:
-		if m.wants == nil {
-			m.wants = make(map[int]queue.Verb)
+		m.calls = append(m.calls, call{
+			proc: e.proc, serial: e.serial, attempt: e.attempt, verb: e.verb, delay: e.until, clock: e.clock, throttled: e.text == throttledText, open: true,
+		})
+	case kEndFailed:
+		if e.verb != queue.Extend {
+			m.answered(e)
 		}
-		m.wants[e.proc] = e.verb
 	case kConfirmed:
-		if (e.verb == queue.Ack || e.verb == queue.Kill) && m.ended == 0 && !o.jump { // in a jump somebody else may have it, by another clock
-			o.blame(ruleLoss, e.at, "m%d: %s is confirmed, but not stored", e.msg, verbNames[e.verb])
-		}
-		m.confirmed = m.confirmed || e.verb == queue.Ack
+		o.confirmed(e, m)
 	}
 }
 
@@ -267,63 +281,6 @@ func (o *oracle) leased(e *event, m *letter) {
 	}
 }
 
-// settled takes the end of a lease in.
-func (o *oracle) settled(e *event, m *letter) {
-	switch e.verb {
-	case queue.Extend:
-		m.until = e.until
-		if m.out {
-			m.outUntil = e.until
-		}
-		return
-	case queue.Ack:
-		if m.delivered == 0 {
-			o.blame(ruleLoss, e.at, "m%d is deleted and was never delivered", e.msg)
-		}
-		if m.wants[e.proc] != queue.Ack {
-			o.blame(ruleLoss, e.at, "m%d is deleted by p%d, whose consumer did not ack it", e.msg, e.proc)
-		}
-		m.ended = e.verb
-	case queue.Kill:
-		o.killed(e, m)
-		m.ended = e.verb
-	case queue.Retry:
-		m.table, m.ready = queue.Timed, e.until
-	}
-	m.late = e.text == lateText
-	m.holder, m.until, m.freeSince = 0, 0, e.at
-	o.returned(m, e.at)
-}
-
-// returned notes that the consumer that had m has it no more.
-func (o *oracle) returned(m *letter, at time.Duration) {
-	if m.out {
-		m.out = false
-		s := o.side(m.outProc)
-		s.out--
-		s.emptied = at
-	}
-}
-
-// killed: a message is given up only for a reason.
-func (o *oracle) killed(e *event, m *letter) {
-	switch e.text {
-	case lateText: // its reason is not in the history
-	case "nobody's: expired":
-		if m.plan.expires == 0 {
-			o.blame(ruleLoss, e.at, "m%d is given up as expired and never expires", e.msg)
-		}
-	case "nobody's: lease expired too often":
-		if m.leases < 12 {
-			o.blame(ruleLoss, e.at, "m%d is given up after %d leases", e.msg, m.leases)
-		}
-	default:
-		if m.delivered == 0 {
-			o.blame(ruleLoss, e.at, "m%d is given up undelivered: %s", e.msg, e.text)
-		}
-	}
-}
-
 // dispatched judges a delivery.
 func (o *oracle) dispatched(e *event, m *letter) {
 	s := o.side(e.proc)
@@ -342,6 +299,9 @@ func (o *oracle) dispatched(e *event, m *letter) {
 	case m.out && e.stamp < m.outUntil:
 		o.blame(ruleLease, e.at, "m%d is delivered while p%d has it until %s", e.msg, m.outProc, shortTime(m.outUntil))
 	}
+	if e.attempt > m.leases {
+		o.blame(ruleLease, e.at, "m%d is delivered as attempt %d and was leased %d times", e.msg, e.attempt, m.leases)
+	}
 	// Who lost its lease does not know of a retry by the one who has it now: that
 	// it delivers at all is a matter of the rule "lease".
 	if due := max(m.asked, m.due[e.proc]); e.stamp < due {
@@ -357,23 +317,6 @@ func (o *oracle) dispatched(e *event, m *letter) {
 		o.pace[e.dest] = max(o.pace[e.dest], e.stamp) + limit.pace
 	}
 }
-
-// inTime: what its reader knew must not have forbidden the delivery.
-func (o *oracle) inTime(e *event, m *letter, s *side) {
-	if _, paused := o.ruleAt(e.dest, s.version); paused {
-		o.blame(ruleEarly, e.at, "m%d is delivered by p%d, which knows that %s is paused (v%d)", e.msg, e.proc, e.dest, s.version)
-	}
-	for _, h := range o.held {
-		if h.dest != e.dest || h.version > s.holds && !s.told[h.version] || h.until <= e.stamp {
-			continue
-		}
-		if h.text == throttledText {
-			o.blame(ruleEarly, e.at, "m%d is delivered by p%d, which knows that %s is held until %s", e.msg, e.proc, e.dest, shortTime(h.until))
-		}
-	}
-}
-
-const throttledText = "throttled by the destination"
 
 // ruleAt returns what the rules of a version say of a destination: an exact rule
 // comes before "*", field by field.

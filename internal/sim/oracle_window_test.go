@@ -115,6 +115,7 @@ func (o *oracle) logOf(dest string) []sentOnce {
 // the versions that its reader knew lately, up to the newest that any reader knew.
 func (o *oracle) limitsFor(e *event) []limitText {
 	lo, hi := int64(-1), int64(0)
+	must := o.rulesBy(o.sides[e.proc].informed(e.at - ruleAge))
 	for _, s := range o.sides[e.proc].versions {
 		if lo < 0 || s.at <= e.at-ruleAge {
 			lo = s.version
@@ -128,6 +129,7 @@ func (o *oracle) limitsFor(e *event) []limitText {
 		}
 	}
 	var limits []limitText
+	lo = max(lo, must)
 	for v := lo; v <= max(hi, lo); v++ {
 		if l, _ := o.ruleAt(e.dest, v); !slices.Contains(limits, l) {
 			limits = append(limits, l)

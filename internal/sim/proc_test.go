@@ -22,11 +22,15 @@ type proc struct {
 	cancel context.CancelFunc
 	dice   dice // guarded by w.mu
 	told   int64
+	phase  int // what it is doing, guarded by w.mu
 
 	writer *valve.Writer
 	reader *valve.Reader
 	wg     sync.WaitGroup // consumers
 }
+
+// maxAttempts is ReaderConfig.MaxAttempts.
+const maxAttempts = 6
 
 // open starts a process in a slot after a while, unless the run ends.
 func (w *world) open(slot int, after time.Duration) {
@@ -53,6 +57,20 @@ func (w *world) open(slot int, after time.Duration) {
 	}
 }
 
+// What a process is doing when it measures the clock.
+const (
+	opensWriter = iota
+	opensReader
+	works
+)
+
+// enter notes what the process does from now on.
+func (p *proc) enter(phase int) {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	p.phase = phase
+}
+
 // connect opens the valve's parts, which may fail.
 func (p *proc) connect() bool {
 	pp, plan := &p.w.plan.procs[p.slot], p.w.plan
@@ -70,7 +88,7 @@ func (p *proc) connect() bool {
 		cfg := valve.ReaderConfig{
 			Writer: p.writer, Rules: &rulesOf{w: p.w, p: p}, State: &stateOf{p: p, inner: p.w.fast, fast: true},
 			Durable: &stateOf{p: p, inner: p.w.durable}, Lease: plan.lease, RetryMin: 50 * time.Millisecond, RetryMax: 400 * time.Millisecond,
-			MaxAttempts: 6, IndexCap: plan.cap, Address: "-",
+			MaxAttempts: maxAttempts, IndexCap: plan.cap, Address: "-",
 		}
 		if plan.lone {
 			cfg.State = cfg.Durable
@@ -81,6 +99,7 @@ func (p *proc) connect() bool {
 		if pp.style == 0 {
 			cfg.Destinations = pp.dests
 		}
+		p.enter(opensReader)
 		r, err := valve.OpenReader(p.ctx, store, cfg)
 		if err != nil {
 			return false
@@ -89,6 +108,7 @@ func (p *proc) connect() bool {
 		p.reader = r
 		p.w.mu.Unlock()
 	}
+	p.enter(works)
 	p.w.tell(event{kind: kStart, proc: p.id, text: "slot " + strconv.Itoa(p.slot)})
 	return true
 }
@@ -200,7 +220,7 @@ func (p *proc) take(who int, next func(context.Context) (*valve.Delivery, error)
 			}
 			return
 		}
-		p.handle(d)
+		p.work(p.received(d, who))
 	}
 }
 
@@ -228,37 +248,43 @@ func (p *proc) takeInbox(pp *procPlan) {
 			}
 			p.w.tell(event{kind: kServed, proc: p.id})
 			for _, d := range got {
-				f, n := p.received(d)
-				p.wg.Go(func() { p.work(d, f, n) })
+				g := p.received(d, 0)
+				p.wg.Go(func() { p.work(g) })
 			}
 		}
 	})
 }
 
 // received notes a delivery and draws its fate.
-func (p *proc) received(d *valve.Delivery) (fate, int) {
+func (p *proc) received(d *valve.Delivery, who int) handed {
 	n, _ := strconv.Atoi(string(d.Message.Body[1:]))
 	w := p.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	m := d.Message
-	w.note(event{
-		kind: kDispatch, proc: p.id, msg: n, dest: m.Destination, table: m.Table(), stamp: d.DispatchedAt.UnixMicro(), attempt: d.Attempt,
-	})
 	w.seen[n]++
-	if fates := w.plan.msgs[n-1].fates; w.seen[n] <= len(fates) {
-		return fates[w.seen[n]-1], n
+	g := handed{d: d, msg: n, serial: w.seen[n]}
+	w.note(event{
+		kind: kDispatch, proc: p.id, who: who, msg: n, dest: m.Destination, table: m.Table(), stamp: d.DispatchedAt.UnixMicro(), attempt: d.Attempt,
+		serial: g.serial,
+	})
+	if fates := w.plan.msgs[n-1].fates; g.serial <= len(fates) {
+		g.fate = fates[g.serial-1]
 	}
-	return fate{}, n
+	return g
 }
 
-func (p *proc) handle(d *valve.Delivery) {
-	f, n := p.received(d)
-	p.work(d, f, n)
+// handed is a delivery, the number of its message, how many deliveries there were of
+// that with this one, and its fate.
+type handed struct {
+	d           *valve.Delivery
+	msg, serial int
+	fate        fate
 }
 
 // work does with a delivery what its fate says.
-func (p *proc) work(d *valve.Delivery, f fate, n int) {
+func (p *proc) work(g handed) {
+	f := &g.fate
 	if f.work > 0 && !nap(p.dead, f.work) {
 		return
 	}
@@ -273,25 +299,30 @@ func (p *proc) work(d *valve.Delivery, f fate, n int) {
 			return
 		}
 	case doExtend:
-		p.ended(n, queue.Extend, d.Extend(p.ctx, p.w.plan.lease+f.delay))
+		p.ended(&g, queue.Extend, g.d.Extend(p.ctx, p.w.plan.lease+f.delay))
 		if !nap(p.dead, p.w.plan.lease/2+f.delay) {
 			return
 		}
-		f.verb = [...]int{doAck, doNack, doRelease, doReject}[n%4] // what is extended ends in every way
+		f.verb = [...]int{doAck, doNack, doRelease, doReject}[g.msg%4] // what is extended ends in every way
 	}
 	if p.isDead() {
 		return
 	}
-	p.endIt(d, f, n)
+	p.endIt(&g)
 }
 
-func (p *proc) endIt(d *valve.Delivery, f fate, n int) {
+func (p *proc) endIt(g *handed) {
+	d, f := g.d, g.fate
 	verb := map[int]queue.Verb{doNack: queue.Retry, doThrottled: queue.Release, doReject: queue.Kill, doRelease: queue.Release}[f.verb]
 	if verb == 0 {
 		verb = queue.Ack
 	}
-	p.w.tell(event{kind: kEnds, proc: p.id, msg: n, verb: verb})
+	e := event{kind: kEnds, proc: p.id, msg: g.msg, dest: d.Message.Destination, serial: g.serial, attempt: d.Attempt, verb: verb}
+	if f.verb == doThrottled {
+		e.text, e.until = throttledText, f.delay.Microseconds()
+	}
 	for range 3 {
+		p.w.tell(e)
 		var err error
 		switch f.verb {
 		case doNack:
@@ -305,7 +336,7 @@ func (p *proc) endIt(d *valve.Delivery, f fate, n int) {
 		default:
 			err = d.Ack(p.ctx)
 		}
-		p.ended(n, verb, err)
+		p.ended(g, verb, err)
 		if err == nil || errors.Is(err, valve.ErrLeaseLost) || !nap(p.dead, 20*time.Millisecond) {
 			return
 		}
@@ -313,11 +344,11 @@ func (p *proc) endIt(d *valve.Delivery, f fate, n int) {
 }
 
 // ended notes what ending a delivery said.
-func (p *proc) ended(n int, verb queue.Verb, err error) {
+func (p *proc) ended(g *handed, verb queue.Verb, err error) {
 	if p.isDead() {
 		return
 	}
-	e := event{kind: kConfirmed, proc: p.id, msg: n, verb: verb}
+	e := event{kind: kConfirmed, proc: p.id, msg: g.msg, serial: g.serial, verb: verb}
 	if err != nil {
 		e.kind, e.text = kEndFailed, err.Error()
 	}

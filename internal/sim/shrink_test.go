@@ -27,7 +27,7 @@ func report(t *testing.T, p *plan, w *world, found []violation) {
 	}
 	for _, e := range w.history {
 		switch e.kind {
-		case kWaits, kServed, kAsked, kHoldsSeen, kHoldTold, kInserted, kEnds:
+		case kWaits, kServed, kAsked, kHoldsSeen, kHoldTold, kInserted, kEnds, kProbe:
 		default:
 			fmt.Fprintf(&b, "  %v\n", e)
 		}

@@ -181,7 +181,7 @@ func (r *rulesOf) PutHold(ctx context.Context, now time.Time, h throttle.Hold) e
 		}
 		r.w.holds++
 		version = r.w.holds
-		r.w.note(event{kind: kHold, proc: r.p.id, dest: h.Destination, until: queue.Micros(h.Until), version: version, text: h.Reason})
+		r.w.note(event{kind: kHold, proc: r.p.id, dest: h.Destination, stamp: queue.Micros(now), until: queue.Micros(h.Until), version: version, text: h.Reason})
 		return nil
 	})
 	if err == nil {

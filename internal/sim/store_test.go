@@ -68,7 +68,7 @@ func (p *proc) call(ctx context.Context, m method, errs portErrors, effect func(
 	}
 	if faulty {
 		w.fired[f.kind]++
-		w.note(event{kind: kFault, proc: p.id, text: f.String()})
+		w.note(event{kind: kFault, proc: p.id, text: f.String(), fault: &f})
 		if f.kind == fSlow {
 			extra := time.Duration(p.dice.Int64N(int64(f.dur) + 1))
 			before, after = before+extra, after+f.dur-extra
@@ -201,28 +201,25 @@ func (w *world) apply(p *proc, now time.Time, c *queue.Change) (queue.Outcome, e
 		w.ids[m.ID] = n
 		w.note(event{
 			kind: kCommitted, proc: p.id, msg: n, dest: m.Destination, table: m.Table(), until: queue.Micros(m.LeaseUntil), stamp: queue.Micros(m.ReadyAt),
-			text: m.ID.String(),
+			expires: queue.Micros(m.ExpiresAt), late: w.late, text: m.ID.String(),
 		})
 	}
 	for i := range c.Settle {
 		s := &c.Settle[i]
-		e := event{kind: kSettled, proc: p.id, msg: w.ids[s.Ref.ID], dest: s.Ref.Destination, table: s.Ref.Table, verb: s.Verb, until: queue.Micros(s.At), text: s.Reason}
+		e := event{kind: kSettled, proc: p.id, msg: w.ids[s.Ref.ID], dest: s.Ref.Destination, table: s.Ref.Table, verb: s.Verb, until: queue.Micros(s.At), text: s.Reason, late: w.late}
 		if s.Token.IsZero() {
-			e.text = "nobody's: " + s.Reason
+			e.text = nobodys + s.Reason
 		}
 		if slices.Contains(out.Lost, i) {
 			e.kind = kLost
-		}
-		if w.late {
-			e.text = lateText
 		}
 		w.note(e)
 	}
 	return out, nil
 }
 
-// lateText marks what was carried out after its caller gave up.
-const lateText = "late"
+// nobodys marks what was done to a message that nobody held.
+const nobodys = "nobody's: "
 
 func numberOf(m *queue.Message) int {
 	n := 0
@@ -296,8 +293,17 @@ func (q *queueOf) Heads(ctx context.Context, now time.Time, query queue.HeadQuer
 
 // Now implements queue.Store.
 func (q *queueOf) Now(ctx context.Context) (now time.Time, err error) {
-	err = q.p.call(ctx, mNow, queueErrors, func() error { now = q.p.w.now(); return nil })
-	return now, err
+	w, sent := q.p.w, time.Now()
+	err = q.p.call(ctx, mNow, queueErrors, func() error { now = w.now(); return nil })
+	if err != nil {
+		return now, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	trip := time.Since(sent)
+	wrong := now.Add(trip / 2).Sub(w.now()).Abs()
+	w.note(event{kind: kProbe, proc: q.p.id, who: q.p.phase, stamp: wrong.Microseconds() + 1, until: trip.Microseconds()})
+	return now, nil
 }
 
 // Close implements queue.Store.

@@ -173,7 +173,7 @@ func (w *world) insert(i, j int) {
 		if m.expires > 0 {
 			msg.ExpiresAt = writer.Now().Add(m.expires).Truncate(time.Microsecond)
 		}
-		w.tell(event{kind: kAsked, proc: p.id, msg: n + 1, dest: m.dest, stamp: queue.Micros(msg.ReadyAt)})
+		w.tell(event{kind: kAsked, proc: p.id, msg: n + 1, dest: m.dest, stamp: queue.Micros(msg.ReadyAt), expires: queue.Micros(msg.ExpiresAt)})
 		msgs = append(msgs, msg)
 	}
 	err := writer.Insert(p.ctx, msgs...)
@@ -255,7 +255,7 @@ func (w *world) fault(f fault) {
 		return
 	}
 	w.fired[f.kind]++
-	w.note(event{kind: kFault, text: f.String()})
+	w.note(event{kind: kFault, text: f.String(), fault: &f})
 }
 
 // lastUse returns the time until which the cache may have been used, as its
@@ -287,7 +287,7 @@ func (w *world) fire(f fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fired[f.kind]++
-	w.note(event{kind: kFault, text: f.String()})
+	w.note(event{kind: kFault, text: f.String(), fault: &f})
 }
 
 // take returns the fault that is armed for a call of m, if any. The mutex is held.
