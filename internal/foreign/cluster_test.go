@@ -3,6 +3,7 @@ package foreign_test
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,13 +25,17 @@ func TestTwoBrokers(t *testing.T) {
 			const messages, backlog = 600, 300
 			fill(t, brokers, 0, backlog)
 			got := make(chan delivery, 2*messages)
+			shares := []*share{newShare(messages / 10), newShare(messages / 10)}
 			var clients []*client
 			for i, b := range brokers {
+				ready := func() bool { return shares[i].take() <= messages/4 || shares[1-i].await(t) }
 				for range 2 {
-					clients = append(clients, b.consume(t, i, got))
+					clients = append(clients, b.consume(t, i, ready, got))
 				}
 			}
 			fill(t, brokers, backlog, messages)
+			// One process may stall for long and the other takes what there is: it stops
+			// at a quarter, and goes on when the slow one has a tenth.
 			perBroker := onceEach(t, got, messages)
 			for _, c := range clients {
 				c.close()
@@ -81,12 +86,42 @@ func fill(t *testing.T, brokers []*broker, from, to int) {
 	senders.Wait()
 }
 
+// share counts what the consumers of one broker have got, and tells the others'
+// when it is enough.
+type share struct {
+	enough int32
+	taken  atomic.Int32
+	fair   chan struct{} // closed when enough are taken
+}
+
+func newShare(enough int32) *share { return &share{enough: enough, fair: make(chan struct{})} }
+
+// take counts one message more and returns how many there are.
+func (s *share) take() int32 {
+	n := s.taken.Add(1)
+	if n == s.enough {
+		close(s.fair)
+	}
+	return n
+}
+
+// await waits until enough are taken; false says that the test is over.
+func (s *share) await(t *testing.T) bool {
+	select {
+	case <-s.fair:
+		return true
+	case <-t.Context().Done():
+		return false
+	}
+}
+
 // work is how long a consumer has a message. Consumers that are done at once
 // leave nothing for another broker: one of them is preferred for each queue.
 const work = 5 * time.Millisecond
 
-// consume takes and acknowledges messages.
-func (b *broker) consume(t *testing.T, number int, got chan<- delivery) *client {
+// consume takes messages, and acknowledges each when ready says so. It ends when
+// ready is false.
+func (b *broker) consume(t *testing.T, number int, ready func() bool, got chan<- delivery) *client {
 	t.Helper()
 	c := b.dial(t)
 	in := c.subscribe("/queue/shared", stomp.AckClientIndividual, "prefetch-count", "10")
@@ -96,6 +131,9 @@ func (b *broker) consume(t *testing.T, number int, got chan<- delivery) *client 
 				return
 			}
 			<-time.After(work)
+			if !ready() {
+				return
+			}
 			if err := c.Ack(m); err != nil {
 				t.Errorf("ACK %s: %v", m.Body, err)
 				return
