@@ -45,7 +45,8 @@ func mariadbURL(t *testing.T) string {
 }
 
 // serve starts a broker on free ports. Retries come soon; leases of a broker
-// that was killed end after five seconds: a disk that stalls takes less.
+// that was killed end after nine seconds: one that lives extends them every
+// three, and a disk that stalls for five does not make it too late.
 func serve(t *testing.T, queue string, args ...string) *broker {
 	t.Helper()
 	b := newBroker(t, queue, args...)
@@ -59,7 +60,7 @@ func newBroker(t *testing.T, queue string, args ...string) *broker {
 	b := &broker{t: t, program: command, dir: dir, log: filepath.Join(dir, "stderr")}
 	b.args = append([]string{
 		"serve", "--queue", queue, "--stomp", "127.0.0.1:0", "--http", "127.0.0.1:0",
-		"--lease", "5s", "--retry-min", "20ms", "--heart-beat", "50ms",
+		"--lease", "9s", "--retry-min", "20ms", "--heart-beat", "50ms",
 	}, args...)
 	t.Cleanup(func() {
 		b.kill()
