@@ -2,6 +2,7 @@ package foreign_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func (b *broker) dial(t *testing.T, options ...option) *client {
 	t.Helper()
 	c, err := stomp.Dial("tcp", b.addr, append([]option{
 		stomp.ConnOpt.Logger(logless{}), stomp.ConnOpt.RcvReceiptTimeout(patience), stomp.ConnOpt.DisconnectReceiptTimeout(patience),
-		stomp.ConnOpt.UnsubscribeReceiptTimeout(5 * time.Second),
+		stomp.ConnOpt.UnsubscribeReceiptTimeout(patience),
 	}, options...)...)
 	if err != nil {
 		t.Fatalf("connect: %v", err)
@@ -441,18 +442,46 @@ func checkTopic(t *testing.T, b *broker, v stomp.Version, queue string) {
 
 func checkHeartBeat(t *testing.T, b *broker, v stomp.Version, queue string) {
 	// With the header go-stomp has a read timer even when nothing was promised:
-	// the idle connection lives only because the server beats (I2).
-	c := b.dial(t, accept(v), stomp.ConnOpt.HeartBeat(200*time.Millisecond, 200*time.Millisecond),
-		stomp.ConnOpt.HeartBeatError(100*time.Millisecond), stomp.ConnOpt.HeartBeatGracePeriodMultiplier(2))
+	// the idle connection lives only because the server beats (I2). The timer is
+	// the sum of the second interval and HeartBeatError, twice: 7.4 s. A machine
+	// that stalls for seconds does not make it fire, and the pause is longer.
+	c := b.dial(t, accept(v), stomp.ConnOpt.HeartBeat(30*time.Second, 200*time.Millisecond),
+		stomp.ConnOpt.HeartBeatError(3500*time.Millisecond), stomp.ConnOpt.HeartBeatGracePeriodMultiplier(2))
 	in := c.subscribe("/queue/"+queue, stomp.AckAuto)
 	select {
 	case m := <-in.messages:
 		t.Fatalf("the idle connection got %+v", m)
-	case <-time.After(1500 * time.Millisecond):
+	case <-time.After(8500 * time.Millisecond):
 	}
 	c.put("/queue/"+queue, "alive")
 	in.next("alive")
 	c.close()
+}
+
+// TestOwnBeats: the beats of each client keep its connection when nothing else
+// passes, in either direction.
+func TestOwnBeats(t *testing.T) {
+	t.Parallel()
+	b := serve(t, sqliteURL(t), "--users", usersFile(t))
+	t.Run("go-stomp", func(t *testing.T) {
+		t.Parallel()
+		// It would beat earlier by HeartBeatError.
+		c := b.dial(t, stomp.ConnOpt.Login(login, passcode), stomp.ConnOpt.HeartBeat(7*time.Second, 0), stomp.ConnOpt.HeartBeatError(0))
+		// Without beats the server gives up two intervals after CONNECT, not a moment
+		// before: a beat that is late by most of an interval is missed by nobody.
+		<-time.After(16 * time.Second)
+		c.put("/queue/a", "alive")
+		c.close()
+	})
+	for _, s := range scripts {
+		if !slices.Contains(s.checks, "heart-beat") {
+			continue
+		}
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			runScript(t, b, find(t, s.find), s.file, append(s.args(b), "own-beats"), []string{"own-beats"})
+		})
+	}
 }
 
 func TestGoStompLogin(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 // patience is how long a test waits for what must come, quiet how long it
 // listens for what must not.
 const (
-	patience = 20 * time.Second
+	patience = 30 * time.Second
 	quiet    = 200 * time.Millisecond
 )
 
@@ -41,7 +41,7 @@ func runTests(m *testing.M) int {
 	}
 	flag.Parse()
 	// The tests wait more than they work. A -parallel of the caller's is overruled.
-	if err := flag.Set("test.parallel", "6"); err != nil {
+	if err := flag.Set("test.parallel", "10"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -50,12 +50,13 @@ func TestScripts(t *testing.T) {
 			t.Parallel()
 			program := find(t, s.find)
 			b := serve(t, sqliteURL(t), "--users", usersFile(t))
-			runScript(t, b, program, append([]string{filepath.Join("testdata", s.file)}, s.args(b)...), s.checks)
+			runScript(t, b, program, s.file, s.args(b), s.checks)
 		})
 	}
 }
 
-// TestScriptsMariaDB has the same clients on a broker over MariaDB, all on one.
+// TestScriptsMariaDB has the same clients on brokers over MariaDB, side by side on
+// one pipe: what is on the way for one outlives the crash of another's.
 func TestScriptsMariaDB(t *testing.T) {
 	t.Parallel()
 	url := mariadbURL(t)
@@ -64,18 +65,19 @@ func TestScriptsMariaDB(t *testing.T) {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
 			program := find(t, s.find)
 			b := serve(t, url, "--users", usersFile(t))
-			runScript(t, b, program, append([]string{filepath.Join("testdata", s.file)}, s.args(b)...), s.checks)
+			runScript(t, b, program, s.file, s.args(b), s.checks)
 			b.stop(os.Interrupt)
 		})
 	}
 }
 
 // runScript runs a client to its end and compares what it checked.
-func runScript(t *testing.T, b *broker, program locate.Program, args, checks []string) {
+func runScript(t *testing.T, b *broker, program locate.Program, file string, args, checks []string) {
 	t.Helper()
-	cmd := exec.Command(program.Path, args...)
+	cmd := exec.Command(program.Path, append([]string{filepath.Join("testdata", file)}, args...)...)
 	cmd.Env = append(append(os.Environ(), program.Env...), "CLIENT_LOGIN="+login, "CLIENT_PASSCODE="+passcode)
 	cmd.SysProcAttr = dieWithParent()
 	var stderr strings.Builder
@@ -91,11 +93,11 @@ func runScript(t *testing.T, b *broker, program locate.Program, args, checks []s
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	cut := time.AfterFunc(3*patience, func() { _ = cmd.Process.Kill() })
+	cut := time.AfterFunc(4*patience, func() { _ = cmd.Process.Kill() })
 	defer cut.Stop()
 	passed := followScript(t, b, stdout, stdin)
 	if err := cmd.Wait(); err != nil {
-		t.Errorf("%s: %v: %s", args[0], err, stderr.String())
+		t.Errorf("%s: %v: %s", file, err, stderr.String())
 	}
 	if diff := cmp.Diff(checks, passed); diff != "" {
 		t.Errorf("checks that passed (-want +got):\n%s%s", diff, stderr.String())
