@@ -182,12 +182,12 @@ func (s *MemcachedServer) run() error {
 
 // command sends one line and returns the lines of the answer, up to END.
 func (s *MemcachedServer) command(line string) ([]string, error) {
-	conn, err := net.DialTimeout("tcp", s.Addr, 5*time.Second)
+	conn, err := net.DialTimeout("tcp", s.Addr, answerTimeout)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return nil, err
 	}
 	if _, err := fmt.Fprintf(conn, "%s\r\n", line); err != nil {

@@ -16,11 +16,13 @@ import (
 	"github.com/mvalve/mvalve/internal/testserver/locate"
 )
 
-// How long a server may take to answer after its start, and to stop.
+// How long a server may take to answer after its start, to stop, and to answer
+// when it runs, on a machine that is busy with other things.
 const (
-	startTimeout = 60 * time.Second
-	stopTimeout  = 20 * time.Second
-	pollInterval = 10 * time.Millisecond
+	startTimeout  = 2 * time.Minute
+	stopTimeout   = time.Minute
+	answerTimeout = time.Minute
+	pollInterval  = 10 * time.Millisecond
 )
 
 // process is a running server program.

@@ -26,10 +26,13 @@ type Proxy struct {
 }
 
 // gate is open when its channel is closed.
-type gate struct{ open chan struct{} }
+type gate struct {
+	open chan struct{}
+	held map[*pair][]byte // what waits for it to open
+}
 
 func openGate() gate {
-	g := gate{open: make(chan struct{})}
+	g := gate{open: make(chan struct{}), held: make(map[*pair][]byte)}
 	close(g.open)
 	return g
 }
@@ -115,6 +118,15 @@ func (p *Proxy) StallReplies() {
 	p.replies.shut()
 }
 
+// Held returns what the proxy has read and [Proxy.Stall] or [Proxy.StallReplies]
+// keeps it from passing on: a piece of up to 64 KiB of each connection, in no
+// order of connections.
+func (p *Proxy) Held() (requests, replies []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.requests.pieces(), p.replies.pieces()
+}
+
 // Resume ends Cut, Stall and StallReplies: held bytes go on, new connections work.
 func (p *Proxy) Resume(tb testing.TB) {
 	tb.Helper()
@@ -187,12 +199,7 @@ func (p *Proxy) copy(c *pair, to, from net.Conn, g *gate) {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			p.mu.Lock()
-			open := g.open
-			p.mu.Unlock()
-			select {
-			case <-open:
-			case <-c.done:
+			if !p.pass(c, g, buf[:n]) {
 				return
 			}
 			if _, err := to.Write(buf[:n]); err != nil {
@@ -202,6 +209,26 @@ func (p *Proxy) copy(c *pair, to, from net.Conn, g *gate) {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// pass waits with a piece until the gate is open, and reports false if the
+// connection ends before.
+func (p *Proxy) pass(c *pair, g *gate, piece []byte) bool {
+	p.mu.Lock()
+	open := g.open
+	g.held[c] = piece
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		delete(g.held, c)
+		p.mu.Unlock()
+	}()
+	select {
+	case <-open:
+		return true
+	case <-c.done:
+		return false
 	}
 }
 
@@ -228,6 +255,14 @@ func reset(conn net.Conn) {
 		}
 	}
 	conn.Close()
+}
+
+func (g *gate) pieces() []byte {
+	var all []byte
+	for _, piece := range g.held {
+		all = append(all, piece...)
+	}
+	return all
 }
 
 func (g *gate) shut() {

@@ -83,7 +83,7 @@ func unavailable(tb testing.TB, err error) {
 }
 
 // dirPrefix marks our folders below os.TempDir, dirLock the file in them that
-// their process keeps locked.
+// their process keeps locked; it gets that name when it is.
 const (
 	dirPrefix = "mvalve-test-"
 	dirLock   = "lock"
@@ -96,19 +96,32 @@ func processDir() (string, error) {
 		return shared.dir, nil
 	}
 	sweep()
-	dir, err := os.MkdirTemp("", dirPrefix)
-	if err != nil {
-		return "", err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { // the servers' user must pass
-		return "", err
-	}
-	lock, err := lockFile(filepath.Join(dir, dirLock), syscall.LOCK_EX)
+	dir, lock, err := lockedDir()
 	if err != nil {
 		return "", err
 	}
 	shared.dir, shared.lock = dir, lock
 	return dir, nil
+}
+
+// lockedDir makes a folder that no other process sweeps before lock is closed.
+func lockedDir() (dir string, lock *os.File, err error) {
+	if dir, err = os.MkdirTemp("", dirPrefix); err != nil {
+		return "", nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // the servers' user must pass
+		return "", nil, err
+	}
+	path := filepath.Join(dir, dirLock)
+	// A lock that could be seen before it is locked would look abandoned.
+	if lock, err = lockFile(path+".new", syscall.LOCK_EX); err != nil {
+		return "", nil, err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		lock.Close()
+		return "", nil, err
+	}
+	return dir, lock, nil
 }
 
 // sweep removes the folders of processes that were killed: those whose lock is free.
@@ -158,10 +171,12 @@ func newDirLocked(name string) (string, error) {
 	return dir, chownServer(dir)
 }
 
-// freePort returns a port of 127.0.0.1 that nobody listened on a moment ago.
-// Another process may take it before the server does; starting is then repeated.
+// freePort returns a port of 127.0.0.1 that nobody listened on a moment ago, and
+// that the system does not give to outgoing connections: it stays free while its
+// server is down. Another process may take it before the server does; starting
+// is then repeated.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	l, err := listenKept()
 	if err != nil {
 		return 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,9 @@ import (
 
 	"github.com/mvalve/mvalve/internal/testserver"
 )
+
+// patience is how long anything may take that must happen, on a busy machine.
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv("TESTSERVER_CHILD") == "1" {
@@ -113,7 +117,7 @@ func exchange(t *testing.T, conn net.Conn, request string) string {
 	if _, err := io.WriteString(conn, request); err != nil {
 		t.Fatal(err)
 	}
-	return receive(t, conn, 5*time.Second)
+	return receive(t, conn, patience)
 }
 
 func receive(t *testing.T, conn net.Conn, within time.Duration) string {
@@ -146,19 +150,31 @@ func TestProxy(t *testing.T) {
 	if got := receive(t, conn, 50*time.Millisecond); got != "" {
 		t.Errorf("stalled replies: got %q", got)
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	awaitHeld(t, p, "", "STORED\r\n")
+	deadline := time.Now().Add(patience)
 	for talk(t, s.Addr, "get proxied\r\n") != "VALUE proxied 0 1\r\n2\r\nEND\r\n" {
 		if time.Now().After(deadline) {
 			t.Fatal("the request did not reach the server")
 		}
 	}
 	p.Resume(t)
-	if got := receive(t, conn, 5*time.Second); got != "STORED\r\n" {
+	if got := receive(t, conn, patience); got != "STORED\r\n" {
 		t.Errorf("after Resume: %q", got)
+	}
+	awaitHeld(t, p, "", "")
+
+	p.Stall()
+	if _, err := io.WriteString(conn, "version\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	awaitHeld(t, p, "version\r\n", "")
+	p.Resume(t)
+	if got := receive(t, conn, patience); !strings.HasPrefix(got, "VERSION") {
+		t.Errorf("after Stall and Resume: %q", got)
 	}
 
 	p.Cut()
-	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("after Cut: %v, want a closed connection", err)
 	}
@@ -169,6 +185,22 @@ func TestProxy(t *testing.T) {
 	p.Resume(t)
 	if got := talk(t, p.Addr, "get nothing\r\n"); got != "END\r\n" {
 		t.Errorf("after Cut and Resume: %q", got)
+	}
+}
+
+// awaitHeld waits until the proxy holds just this, each way.
+func awaitHeld(t *testing.T, p *testserver.Proxy, requests, replies string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		up, down := p.Held()
+		if string(up) == requests && string(down) == replies {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the proxy holds %q and %q, want %q and %q", up, down, requests, replies)
+		}
+		runtime.Gosched()
 	}
 }
 
@@ -208,7 +240,7 @@ func TestServersDieWithTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = child.Wait() // it was killed
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
