@@ -95,8 +95,8 @@ type Stat struct {
 
 // Change is what Apply does in one transaction. With messages to Put, Token is
 // required: a Change whose Token is already stored was done before and does
-// nothing. Settles of rows that vanished on a repeated attempt after an unknown
-// outcome count as done.
+// nothing. Where it has none, what vanished on a repeated attempt after an
+// unknown outcome counts as done; acks of that kind are named in Outcome.
 type Change struct {
 	Token  ID
 	Put    []*Message // ID, EnqueuedAt and Lane set; may carry a lease
@@ -110,9 +110,15 @@ type Change struct {
 	Told bool
 }
 
-// Outcome tells what Apply could not do: the indices into Change.Settle whose
-// lease was lost.
-type Outcome struct{ Lost []int }
+// Outcome tells what Apply could not do, or does not know, by index into
+// Change.Settle.
+type Outcome struct {
+	Lost []int // the lease was lost
+	// Vanished are acks whose rows are not there. An attempt of this call whose
+	// answer was lost had deleted them, unless the lease had run out and another
+	// holder did, or moved them: the caller knows whether its lease still lasts.
+	Vanished []int
+}
 
 // Leased is one row that Lease won. Err is nil or wraps ErrCorrupt; then Message
 // has what could still be read and must be killed, not served.

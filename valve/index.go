@@ -50,6 +50,7 @@ type entry struct {
 	class      class
 	heldSince  time.Time // while in destination.held
 	unknown    bool      // the outcome of an earlier ack was lost
+	unsure     bool      // that of another ending
 	sub        *Subscription
 	item       *item // being inserted for a subscription
 }

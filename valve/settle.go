@@ -109,20 +109,17 @@ func (r *Reader) settleBatch(batch []*ending) {
 	}
 	r.mu.Unlock()
 	outcome, err := r.store.Apply(ctx, r.clock.Now(), c)
-	lost := make(map[int]bool, len(outcome.Lost))
-	for _, i := range outcome.Lost {
-		lost[i] = true
-	}
+	lost, vanished := indexSet(outcome.Lost), indexSet(outcome.Vanished)
 	if err != nil {
 		r.log.Warn("settle", "messages", len(batch), "err", err)
 	}
 	r.mu.Lock()
 	now := r.clock.Now()
 	for i, x := range batch {
-		if lost[i] && x.settle.Verb == queue.Ack && x.entry.unknown && now.Add(r.cfg.Lease/8).Before(x.entry.leaseUntil) {
-			// The ack whose answer was lost had been carried out: nobody else can
-			// have taken the row while the lease lasts.
-			delete(lost, i)
+		if lost[i] && x.repeats() || vanished[i] {
+			// While the lease lasts nobody else can have taken the row: the ack
+			// whose answer was lost had been carried out.
+			lost[i] = !now.Add(r.cfg.Lease / 8).Before(x.entry.leaseUntil)
 		}
 		r.ended(x, lost[i], err, now)
 	}
@@ -133,6 +130,20 @@ func (r *Reader) settleBatch(batch []*ending) {
 			x.group.finish(endError(err, lost[i]))
 		}
 	}
+}
+
+// repeats reports whether x is an ack after one of unknown outcome, and no other
+// ending may have let go of the row.
+func (x *ending) repeats() bool {
+	return x.settle.Verb == queue.Ack && x.entry.unknown && !x.entry.unsure
+}
+
+func indexSet(of []int) map[int]bool {
+	set := make(map[int]bool, len(of))
+	for _, i := range of {
+		set[i] = true
+	}
+	return set
 }
 
 func endError(err error, lost bool) error {
@@ -156,7 +167,10 @@ func (r *Reader) ended(x *ending, lost bool, err error, now time.Time) {
 	}
 	if err != nil && x.group != nil {
 		e.phase = out // the consumer may try again; else the lease runs out
-		e.unknown = e.unknown || errors.Is(err, queue.ErrUnknown)
+		if errors.Is(err, queue.ErrUnknown) {
+			e.unknown = e.unknown || x.settle.Verb == queue.Ack
+			e.unsure = e.unsure || x.settle.Verb != queue.Ack
+		}
 		return
 	}
 	if e.phase == gone {

@@ -76,3 +76,58 @@ func TestAckAgainAfterLostAnswer(t *testing.T) {
 		})
 	}
 }
+
+// What was lost is not the answer to an ack: the message may be anywhere.
+func TestAckAfterLostAnswerToAnotherEnding(t *testing.T) {
+	for name, end := range map[string]func(context.Context, *valve.Delivery) error{
+		"nack":    func(ctx context.Context, d *valve.Delivery) error { return d.Nack(ctx, time.Hour, "") },
+		"release": func(ctx context.Context, d *valve.Delivery) error { return d.Release(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inPipe(t, func(t *testing.T, p *pipe) {
+				store := &lostAnswers{Memory: p.store, do: true}
+				r := p.readerOn(store, 30*time.Second)
+				p.insert(text("d", "m"))
+				d := p.next(r)
+				store.lose = true
+				if err := end(t.Context(), d); !errors.Is(err, queue.ErrUnknown) {
+					t.Fatal(err)
+				}
+				if err := d.Ack(t.Context()); !errors.Is(err, valve.ErrLeaseLost) {
+					t.Errorf("got %v, want %v", err, valve.ErrLeaseLost)
+				}
+				p.close(r)
+			})
+		})
+	}
+}
+
+// vanishing is a store that repeats acks until they may have been carried out.
+type vanishing struct {
+	*queue.Memory
+	late time.Duration // how long that takes
+}
+
+func (s *vanishing) Apply(ctx context.Context, now time.Time, c *queue.Change) (queue.Outcome, error) {
+	if len(c.Settle) == 0 {
+		return s.Memory.Apply(ctx, now, c)
+	}
+	time.Sleep(s.late) // of virtual time
+	out, err := s.Memory.Apply(ctx, now, c)
+	return queue.Outcome{Vanished: append(out.Lost, 0)}, err
+}
+
+// A store that found no row to ack, after an attempt whose answer was lost, is
+// believed while the lease lasts only.
+func TestVanishedAck(t *testing.T) {
+	for late, want := range map[time.Duration]error{0: nil, 11 * time.Second: valve.ErrLeaseLost} {
+		inPipe(t, func(t *testing.T, p *pipe) {
+			r := p.readerOn(&vanishing{p.store, late}, 10*time.Second)
+			p.insert(text("d", "m"))
+			if err := p.next(r).Ack(t.Context()); !errors.Is(err, want) {
+				t.Errorf("after %v: got %v, want %v", late, err, want)
+			}
+			p.close(r)
+		})
+	}
+}

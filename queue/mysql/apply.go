@@ -14,7 +14,8 @@ import (
 
 // Apply implements queue.Store. After an unknown outcome the whole transaction
 // is repeated: its token then says whether it was committed. A change that puts
-// nothing leaves no token; what vanished of its settles counts as settled.
+// nothing leaves no token; what vanished of its settles counts as settled, and
+// its acks are named.
 func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queue.Outcome, error) {
 	if err := c.Check(now, s.MaxBody()); err != nil {
 		return queue.Outcome{}, err
@@ -47,7 +48,7 @@ func (s *Store) Apply(ctx context.Context, now time.Time, c *queue.Change) (queu
 				}
 			}
 			slices.Sort(w.lost)
-			out.Lost = w.lost
+			out.Lost, out.Vanished = w.lost, w.vanished
 			if c.Strict && len(w.lost) > 0 {
 				return errStrict
 			}

@@ -24,6 +24,7 @@ type settler struct {
 	careful  bool
 	repeated bool // an earlier attempt may have been committed
 	lost     []int
+	vanished []int // acks that an earlier attempt may have carried out
 }
 
 func (w *settler) settle(g sqlstore.Group) error {
@@ -95,7 +96,9 @@ func (w *settler) carriers(g sqlstore.Group, part []int) ([]int, error) {
 			}
 		case passed:
 			kept = append(kept, i)
-		case w.repeated && (!there || g.Verb == queue.Release):
+		case w.repeated && !there && g.Verb == queue.Ack:
+			w.vanished = append(w.vanished, i)
+		case w.repeated && (!there && g.Verb != queue.Extend || g.Verb == queue.Release):
 			// settled by the attempt whose answer was lost
 		default:
 			w.lost = append(w.lost, i)
