@@ -112,7 +112,7 @@ func (s *vanishing) Apply(ctx context.Context, now time.Time, c *queue.Change) (
 	if len(c.Settle) == 0 {
 		return s.Memory.Apply(ctx, now, c)
 	}
-	time.Sleep(s.late) // of virtual time
+	pass(s.late)
 	out, err := s.Memory.Apply(ctx, now, c)
 	return queue.Outcome{Vanished: append(out.Lost, 0)}, err
 }
