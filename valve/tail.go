@@ -29,6 +29,7 @@ type tail struct {
 	reread  time.Time                     // when the last ids were read again
 	found   time.Time                     // when a scan last found something
 	dirty   int64
+	missed  bool // the last scan failed, whatever the store said of news
 
 	// Of a store that tells what others commit, as seen before the last scan
 	// and before the last ids were read again.
@@ -97,6 +98,9 @@ func (r *Reader) poll(t *tail, ring bool) time.Duration {
 	}
 	reread := now.Sub(t.reread) >= rereadEvery
 	look, again := r.news(ctx, t, ring, reread)
+	if t.missed {
+		look, again = true, true
+	}
 	if !look && !reread {
 		return r.pollAfter(t, now)
 	}
@@ -110,10 +114,12 @@ func (r *Reader) poll(t *tail, ring bool) time.Duration {
 			if r.ctx.Err() == nil {
 				r.log.Warn("scan", "lane", lane.String(), "err", err)
 			}
+			t.missed = true
 			return retryPause
 		}
 		found = found || n
 	}
+	t.missed = false
 	if reread {
 		t.reread = now
 	}
