@@ -68,6 +68,7 @@ func consume() error {
 		return fmt.Errorf("open reader: %w", err)
 	}
 	defer r.Close()
+	fmt.Println("at work")
 	c := &consumer{r: r, ledger: ledger, work: work}
 	var workers sync.WaitGroup
 	for range 4 {

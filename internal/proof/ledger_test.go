@@ -1,7 +1,6 @@
 package proof_test
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -36,13 +35,10 @@ func newLedger() *ledger {
 // addWriter reads what a writer with --print-ids printed. A last line without
 // its end is not complete.
 func (l *ledger) addWriter(p *process) int {
-	text := p.stdout()
 	n := 0
-	for line := range bytes.Lines(text) {
-		if id, ok := bytes.CutSuffix(line, []byte("\n")); ok {
-			l.committed[string(id)] = true
-			n++
-		}
+	for line := range bytes.Lines(p.whole()) {
+		l.committed[string(bytes.TrimSuffix(line, []byte("\n")))] = true
+		n++
 	}
 	return n
 }
@@ -51,7 +47,7 @@ func (l *ledger) addWriter(p *process) int {
 // not say when that is done.
 func (l *ledger) addReader(t *testing.T, p *process) {
 	t.Helper()
-	for line := range bytes.Lines(p.stdout()) {
+	for line := range bytes.Lines(p.whole()) {
 		var m struct {
 			ID, Body     string
 			Attempt      int
@@ -75,16 +71,16 @@ func (l *ledger) addConsumer(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	open := make(map[string]*delivery)
-	scanner := bufio.NewScanner(bytes.NewReader(text))
-	for scanner.Scan() {
+	for line := range bytes.Lines(text[:bytes.LastIndexByte(text, '\n')+1]) { // it may have been killed while writing the last one
 		var (
 			event, id string
 			attempt   int
 			at        int64
 		)
-		fields := strings.SplitN(scanner.Text(), " ", 5)
-		if _, err := fmt.Sscan(scanner.Text(), &event, &id, &attempt, &at); err != nil || len(fields) != 5 {
-			t.Fatalf("line of a ledger: %v: %q", err, scanner.Text())
+		text := strings.TrimSuffix(string(line), "\n")
+		fields := strings.SplitN(text, " ", 5)
+		if _, err := fmt.Sscan(text, &event, &id, &attempt, &at); err != nil || len(fields) != 5 {
+			t.Fatalf("line of a ledger: %v: %q", err, text)
 		}
 		key := fmt.Sprint(id, attempt)
 		d := open[key]

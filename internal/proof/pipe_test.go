@@ -171,7 +171,7 @@ func dispatches(t *testing.T, readers ...*process) map[string][]int64 {
 	t.Helper()
 	var all bytes.Buffer
 	for _, r := range readers {
-		all.Write(r.stdout())
+		all.Write(r.whole())
 	}
 	log, err := checker.ReadLog(&all)
 	if err != nil {
@@ -191,8 +191,7 @@ func judge(t *testing.T, log map[string][]int64, destination string, limit check
 func judgeFrom(t *testing.T, begin time.Time, log map[string][]int64, destination string, limit checker.Limit, wantUse float64) checker.Report {
 	t.Helper()
 	r := checker.Check(destination, log[destination], limit)
-	rest := slices.DeleteFunc(slices.Clone(log[destination]), func(at int64) bool { return at < begin.UnixMicro() })
-	r.Used = checker.Check(destination, rest, limit).Used
+	r.Used = usedFrom(begin, log[destination], limit)
 	t.Logf("%s: limit %d/%v, %d dispatches, worst window %d, above %d, use %.4f", destination, limit.Max, limit.Window, r.Count, r.Worst, r.Above, r.Used)
 	if r.Above > 0 {
 		t.Errorf("%s: %d windows above %d in %v, the first %v after the first dispatch, the worst %d %v after it", destination, r.Above, limit.Max, limit.Window,
@@ -205,6 +204,21 @@ func judgeFrom(t *testing.T, begin time.Time, log map[string][]int64, destinatio
 		t.Errorf("%s: use %.4f of the limit, want at least %.4f", destination, r.Used, wantUse)
 	}
 	return r
+}
+
+// usedFrom is the share of a limit that stamps from begin on used.
+func usedFrom(begin time.Time, stamps []int64, limit checker.Limit) float64 {
+	rest := slices.DeleteFunc(slices.Clone(stamps), func(at int64) bool { return at < begin.UnixMicro() })
+	return checker.Check("", rest, limit).Used
+}
+
+// unless is wantUse, and 0 if the readers have already shown that they use enough:
+// the machine may stand still after that.
+func unless(shown bool, wantUse float64) float64 {
+	if shown {
+		return 0
+	}
+	return wantUse
 }
 
 // shortUse is how much of a limit the short form wants used, whatever else the

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -84,8 +85,23 @@ func (p *process) stderr() string {
 	return string(text)
 }
 
+// whole is what it has printed up to the last end of a line: it may be printing, or
+// have been killed while it did.
+func (p *process) whole() []byte {
+	text := p.stdout()
+	return text[:bytes.LastIndexByte(text, '\n')+1]
+}
+
 // lines is how many whole lines it has printed.
 func (p *process) lines() int { return bytes.Count(p.stdout(), []byte("\n")) }
+
+// atWork reports whether a reader or a consumer has got as far as taking messages:
+// it has printed a line, or said that there is nothing to do, or logged a dispatch.
+// A signal that comes earlier ends it, but not in good order.
+func (p *process) atWork() bool {
+	said := p.stderr()
+	return p.lines() > 0 || strings.Contains(said, ": nothing may go yet: ") || strings.Contains(said, ": nothing to do yet; ") || strings.Contains(said, " msg=dispatched ")
+}
 
 func (p *process) running() bool {
 	select {
@@ -119,7 +135,7 @@ func (p *process) stop(t *testing.T) {
 		return
 	}
 	p.signal(t, syscall.SIGTERM)
-	p.wait(t, 20*time.Second)
+	p.wait(t, patience)
 }
 
 // wait waits until it ends with exit code 0.
@@ -136,9 +152,12 @@ func (p *process) wait(t *testing.T, limit time.Duration) {
 	}
 }
 
-// stopAll stops several at once.
+// stopAll stops readers and consumers at once, none before it is at work.
 func stopAll(t *testing.T, ps ...*process) {
 	t.Helper()
+	for _, p := range ps {
+		waitFor(t, patience, p.name+" is at work", func() bool { return p.atWork() || !p.running() })
+	}
 	for _, p := range ps {
 		if p.running() {
 			p.signal(t, syscall.SIGTERM)
@@ -147,6 +166,6 @@ func stopAll(t *testing.T, ps ...*process) {
 		}
 	}
 	for _, p := range ps {
-		p.wait(t, 20*time.Second)
+		p.wait(t, patience)
 	}
 }

@@ -101,6 +101,23 @@ func alone(t *testing.T) {
 // for something to happen.
 func measure(d time.Duration) { <-time.After(d) }
 
+// patience is how long the tests wait for what has to happen at some time. A
+// shared machine stands still for seconds: how long something took is judged in
+// the long form.
+const patience = time.Minute
+
+// goOn prolongs a measurement of the short form, for as long as patience lasts,
+// until done, and reports whether it came to that. The long form measures for the
+// time it has chosen: goOn returns false at once.
+func goOn(done func() bool) bool {
+	for end := time.Now().Add(patience); !long && time.Now().Before(end); measure(200 * time.Millisecond) {
+		if done() {
+			return true
+		}
+	}
+	return false
+}
+
 // waitFor polls until done reports true.
 func waitFor(t *testing.T, limit time.Duration, what string, done func() bool) {
 	t.Helper()
