@@ -40,7 +40,8 @@ func clock(t *testing.T, ahead time.Duration) {
 	p := &pipe{queue: "sqlite:" + filepath.Join(t.TempDir(), "pipe.db")}
 	p.init(t)
 	p.limit(t, "limited", "10/500ms", "emptied", "5/24h")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	const noticed = time.Minute // far below what a clock is off, far above what a slow machine takes
+	ctx, cancel := context.WithTimeout(t.Context(), 4*noticed)
 	defer cancel()
 	file, err := sqlite.Open(ctx, sqlite.Config{Path: p.queue[len("sqlite:"):]})
 	if err != nil {
@@ -53,7 +54,7 @@ func clock(t *testing.T, ahead time.Duration) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if off := time.Until(w.Now()) - ahead; off.Abs() > time.Second {
+	if off := time.Until(w.Now()) - ahead; off.Abs() > noticed {
 		t.Fatalf("the writer's clock is %v from the database's", off)
 	}
 	r, err := valve.OpenReader(ctx, store, valve.ReaderConfig{})
@@ -86,7 +87,7 @@ func clock(t *testing.T, ahead time.Duration) {
 		name := d.Message.Destination
 		log[name] = append(log[name], d.DispatchedAt.UnixMicro())
 		if name == "late" {
-			if took := d.DispatchedAt.Sub(late.ReadyAt); took < 0 || took > time.Second {
+			if took := d.DispatchedAt.Sub(late.ReadyAt); took < 0 || took > noticed {
 				t.Errorf("a delayed message left %v after it was due", took)
 			}
 		}
@@ -95,11 +96,11 @@ func clock(t *testing.T, ahead time.Duration) {
 		}
 	}
 	took := time.Since(began)
-	judge(t, log, "limited", checker.Limit{Max: 10, Window: 500 * time.Millisecond}, shortUse)
+	judge(t, log, "limited", checker.Limit{Max: 10, Window: 500 * time.Millisecond}, shortOrLong(0, shortUse)) // the time taken says enough
 	if len(log["emptied"]) != 5 {
 		t.Errorf("%d dispatched at 5/24h", len(log["emptied"]))
 	}
-	if took > 30*time.Second { // five minutes off would show
+	if took > noticed {
 		t.Errorf("took %v", took)
 	}
 	if left, _ := p.left(t); left != 2 {

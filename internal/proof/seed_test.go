@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,10 +19,11 @@ func TestOneByOne(t *testing.T) {
 	n := shortOrLong(5, 32)
 	p := newPipe(t, onSQLite)
 	p.limit(t, "*", "1/1.4s")
-	p.write(t, backlog(n, "a"))
+	writer := p.writer(t, backlog(n, "a"))
+	writer.wait(t, patience)
 	reader := p.reader(t, "--drain")
 	limit := checker.Limit{Max: 1, Window: 1400 * time.Millisecond}
-	reader.wait(t, time.Duration(n)*limit.Window+20*time.Second)
+	reader.wait(t, time.Duration(n)*limit.Window+patience)
 	log := dispatches(t, reader)
 	judge(t, log, "a", limit, use(limit))
 	if len(log["a"]) != n {
@@ -37,7 +39,11 @@ func TestOneByOne(t *testing.T) {
 			counted[action] += count
 		}
 	}
-	for _, action := range []string{"enqueue", "dequeue"} {
+	for action, by := range map[string]*process{"enqueue": writer, "dequeue": reader} {
+		// Statistics are given up where a disk stalls for long, and the log says so.
+		if counted[action] < int64(n) && strings.Contains(by.stderr(), "statistics not written") {
+			continue
+		}
 		if counted[action] != int64(n) {
 			t.Errorf("the log counts %d %s, want %d (%v)", counted[action], action, n, counted)
 		}
@@ -53,7 +59,7 @@ func TestDuration(t *testing.T) {
 	p.limit(t, "*", "10/1s")
 	reader := p.reader(t, "--count", fmt.Sprint(n))
 	p.write(t, backlog(n, "a"), "--header", fmt.Sprintf("X-Mvalve-Duration=%v", gap.Seconds()))
-	reader.wait(t, time.Duration(n)*gap+20*time.Second)
+	reader.wait(t, time.Duration(n)*gap+patience)
 	var enqueued time.Time
 	for line := range bytes.Lines(reader.stdout()) {
 		var m struct {
@@ -72,7 +78,7 @@ func TestDuration(t *testing.T) {
 	for i, s := range stamps {
 		took := time.Duration(s-before) * time.Microsecond
 		t.Logf("%d after %v", i, took)
-		if took < gap || took > gap+500*time.Millisecond {
+		if took < gap || long && took > gap+500*time.Millisecond {
 			t.Errorf("message %d came %v after the one before, want %v", i, took, gap)
 		}
 		before = s

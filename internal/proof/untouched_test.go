@@ -59,7 +59,7 @@ func untouched(t *testing.T, p *pipe, db *sql.DB, changed func() int64) {
 	p.limit(t, "hot", "1/24h")
 	first := p.reader(t, "--destination", "hot", "--count", "1")
 	p.write(t, []byte("{\"destination\":\"hot\",\"body\":\"the one of today\"}\n"))
-	first.wait(t, 20*time.Second)
+	first.wait(t, patience)
 
 	var lines bytes.Buffer
 	for i := range waiting {
@@ -77,13 +77,16 @@ func untouched(t *testing.T, p *pipe, db *sql.DB, changed func() int64) {
 		fmt.Fprintf(&lines, "{\"destination\":\"cold%d\",\"body\":\"%d\"}\n", i, i)
 	}
 	p.write(t, lines.Bytes(), "--rate", "20/s")
-	waitFor(t, 20*time.Second, "the cold messages are dispatched", func() bool {
+	waitFor(t, patience, "the cold messages are dispatched", func() bool {
 		return readers[0].lines()+readers[1].lines() >= coldMessages
 	})
+	own := int64(3 * coldMessages) // each is inserted, leased and deleted, which is after it was printed
+	if changed != nil {
+		waitFor(t, patience, "the cold messages are gone", func() bool { return changed()-before >= own })
+	}
 	measure(shortOrLong(time.Second, 10*time.Second))
 	if changed != nil {
-		// Each cold message is inserted, leased and deleted.
-		got, own := changed()-before, int64(3*coldMessages)
+		got := changed() - before
 		t.Logf("%d waiting: %d row writes in the message tables, %d of them for the %d other messages", waiting, got, own, coldMessages)
 		if got != own {
 			t.Errorf("%d row writes for waiting messages, want 0", got-own)
@@ -98,7 +101,7 @@ func untouched(t *testing.T, p *pipe, db *sql.DB, changed func() int64) {
 		t.Errorf("%d rows wait, %d of them with an attempt or a lease; want %d and 0", rows, written, waiting)
 	}
 	stopAll(t, readers...)
-	latency(t, append(readers[0].stdout(), readers[1].stdout()...))
+	latency(t, append(readers[0].whole(), readers[1].whole()...))
 }
 
 // latency judges the time from enqueueing to dispatch.
@@ -126,7 +129,7 @@ func latency(t *testing.T, log []byte) {
 	}
 	p50, p99 := took[len(took)/2], took[len(took)*99/100]
 	t.Logf("cold messages: p50 %v, p99 %v, most %v from enqueued_at to dispatched_at", p50, p99, took[len(took)-1])
-	if most := shortOrLong(5*time.Second, 20*time.Millisecond); p99 > most {
+	if most := shortOrLong(30*time.Second, 20*time.Millisecond); p99 > most {
 		t.Errorf("p99 %v, want at most %v", p99, most)
 	}
 }
