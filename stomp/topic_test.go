@@ -155,16 +155,6 @@ func TestTempQueues(t *testing.T) {
 		t.Errorf("got %s", show(a))
 	}
 
-	// A catch-all subscriber does not steal answers for good.
-	thief := b.connect(frame.V12)
-	thief.subscribe("1", "/pipe", "auto")
-	service.send(to, "second")
-	client.message("second")
-	service.send("/queue/unclaimed", "third")
-	thief.message("third") // and nothing before it
-	thief.do("DISCONNECT")
-	thief.nc.Close()
-
 	// The client may subscribe itself, in any mode (the name stays its own).
 	client.subscribe("mine", "/temp-queue/answers", "client")
 	client.frame("SEND", []string{"destination:/queue/service", "reply-to:/temp-queue/answers"}, "q2")
@@ -182,6 +172,15 @@ func TestTempQueues(t *testing.T) {
 	name := strings.TrimPrefix(to, "/queue/")
 	client.message("unread")
 	client.do("UNSUBSCRIBE", "id:mine")
+
+	// A catch-all subscriber gets no answers, even if nobody else wants them.
+	thief := b.connect(frame.V12)
+	thief.subscribe("1", "/pipe", "auto")
+	service.send(to, "for nobody")
+	service.send("/queue/unclaimed", "for anybody")
+	thief.message("for anybody") // and nothing before it
+	thief.do("DISCONNECT")
+	thief.nc.Close()
 	client.nc.Close()
 	eventually(t, "purged", func() bool {
 		n, err := b.srv.countMessages(name)
