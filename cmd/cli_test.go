@@ -4,6 +4,7 @@ package cmd_test
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -15,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	_ "modernc.org/sqlite" // the sql command of the scripts
@@ -56,7 +56,7 @@ func params(dir string, before func(*testscript.Env) error) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": code, "sql": execSQL, "until": until, "signal": signalCommand, "repeat": repeat,
-			"freeport": freePort, "stomp": stompCommand, "get": getCommand,
+			"address": addressCommand, "stomp": stompCommand, "get": getCommand,
 		},
 	}
 }
@@ -122,22 +122,19 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// until runs a command over and over, up to ten seconds, until its output has
-// a text: until TEXT COMMAND [ARGUMENT...]
+// until runs a command over and over, for as long as patience lasts, until its
+// output has a text: until TEXT COMMAND [ARGUMENT...]
 func until(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: until TEXT COMMAND [ARGUMENT...]")
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	poll(ts, func() error {
 		_ = ts.Exec(args[1], args[2:]...)
-		if strings.Contains(ts.ReadFile("stdout"), args[0]) {
-			return
+		if !strings.Contains(ts.ReadFile("stdout"), args[0]) {
+			return fmt.Errorf("%q did not appear", args[0])
 		}
-		if time.Now().After(deadline) {
-			ts.Fatalf("%q did not appear", args[0])
-		}
-	}
+		return nil
+	})
 }
 
 // signalCommand sends a signal to the commands in the background: signal INT

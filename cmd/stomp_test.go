@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -13,19 +14,47 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// The commands of the scripts that talk to mvalve serve try for ten seconds, so
-// that a server may still be starting.
-const patience = 10 * time.Second
+// The commands of the scripts that wait for something try for so long, every
+// pause: processes that start beside them need the processors, too.
+const (
+	patience = time.Minute
+	pause    = 20 * time.Millisecond
+)
 
-// freePort sets a variable to an address that is free now: freeport NAME
-func freePort(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: freeport NAME")
+// poll tries until there is no error.
+func poll(ts *testscript.TestScript, try func() error) {
+	deadline := time.Now().Add(patience)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("after %v: %v", patience, err)
+		}
+		<-time.After(pause)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	ts.Check(err)
-	ts.Setenv(args[0], ln.Addr().String())
-	ts.Check(ln.Close())
+}
+
+// addressCommand sets a variable to the address that a server in the background
+// says it listens on, once its output in FILE has it: address NAME FILE STOMP|HTTP
+func addressCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: address NAME FILE STOMP|HTTP")
+	}
+	said := regexp.MustCompile(args[2] + ` on (127\.0\.0\.1:\d+)\b.*\n`) // a whole line
+	poll(ts, func() error {
+		text, err := os.ReadFile(ts.MkAbs(args[1]))
+		if err != nil {
+			return err
+		}
+		found := said.FindSubmatch(text)
+		if found == nil {
+			return fmt.Errorf("no address in %q", text)
+		}
+		ts.Setenv(args[0], string(found[1]))
+		return nil
+	})
 }
 
 // stompCommand writes a file, in which ^@ stands for NUL, to a server and reads
@@ -35,14 +64,10 @@ func stompCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 3 {
 		ts.Fatalf("usage: stomp ADDRESS FILE REGEXP...")
 	}
-	deadline := time.Now().Add(patience)
 	conn, err := net.Dial("tcp", args[0])
-	for err != nil && time.Now().Before(deadline) {
-		conn, err = net.Dial("tcp", args[0])
-	}
 	ts.Check(err)
 	defer conn.Close()
-	ts.Check(conn.SetDeadline(deadline))
+	ts.Check(conn.SetDeadline(time.Now().Add(patience)))
 	_, err = io.WriteString(conn, strings.ReplaceAll(ts.ReadFile(args[1]), "^@\n", "\x00"))
 	ts.Check(err)
 	var got bytes.Buffer
@@ -77,17 +102,15 @@ func getCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: get STATUS URL")
 	}
-	last := ""
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+	poll(ts, func() error {
 		answer, err := http.Get(args[1])
 		if err != nil {
-			last = err.Error()
-			continue
+			return err
 		}
 		answer.Body.Close()
-		if last = fmt.Sprint(answer.StatusCode); last == args[0] {
-			return
+		if got := fmt.Sprint(answer.StatusCode); got != args[0] {
+			return fmt.Errorf("get %s: %s, want %s", args[1], got, args[0])
 		}
-	}
-	ts.Fatalf("get %s: %s, want %s", args[1], last, args[0])
+		return nil
+	})
 }
