@@ -34,6 +34,10 @@ type verdict struct {
 	stop   error
 }
 
+// giveBackWithin is how long messages may take to be given back once the work
+// under way was ended: a disk may stall.
+const giveBackWithin = 10 * time.Second
+
 // errEnough stops the taking of messages and is no failure.
 var errEnough = errors.New("enough")
 
@@ -97,7 +101,7 @@ func (j *job) run(ctx context.Context, c consumer) error {
 	close(j.acks)
 	abortKeeper := func() { abort(); helpers.Wait() }
 	abortKeeper()
-	leaving, cancel := context.WithTimeout(context.Background(), max(j.o.grace, time.Second))
+	leaving, cancel := context.WithTimeout(context.Background(), max(j.o.grace, giveBackWithin))
 	defer cancel()
 	if err := j.r.Shutdown(leaving); err != nil {
 		j.pipe.Log.Warn("reader not shut down in order", "err", err)
@@ -124,7 +128,7 @@ func (j *job) finish(ctx context.Context, abort func(), finished <-chan struct{}
 	select {
 	case <-finished:
 		return false
-	case <-time.After(2 * time.Second):
+	case <-time.After(giveBackWithin):
 		return true
 	}
 }
