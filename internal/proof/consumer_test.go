@@ -75,7 +75,7 @@ func consume() error {
 		workers.Go(func() { c.run(ctx) })
 	}
 	workers.Wait()
-	leaving, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	leaving, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return r.Shutdown(leaving)
 }

@@ -56,7 +56,7 @@ func (h *herd) consumer() *process {
 func (h *herd) drain(live ...*process) {
 	h.t.Helper()
 	began := time.Now()
-	waitFor(h.t, 90*time.Second, "the pipe is empty", func() bool {
+	waitFor(h.t, 3*patience, "the pipe is empty", func() bool {
 		left, dead := h.p.left(h.t)
 		if dead > 0 {
 			h.t.Fatalf("%d dead letters", dead)
@@ -134,13 +134,17 @@ func TestDatabaseKilled(t *testing.T) {
 	w := h.writer(int(span/time.Millisecond), "1000/s")
 	r := h.reader()
 	c := []*process{h.consumer(), h.consumer()}
+	// A process that finds no database when it starts ends.
+	for _, live := range append(c, w, r) {
+		waitFor(t, patience, live.name+" is at work", live.atWork)
+	}
 	for range rounds {
 		measure(500*time.Millisecond + rand.N(1500*time.Millisecond))
 		server.Kill(t)
 		measure(rand.N(500 * time.Millisecond))
 		server.Restart(t)
 	}
-	w.wait(t, span+time.Minute)
+	w.wait(t, span+3*patience)
 	h.drain(append(c, r)...)
 	l := newLedger()
 	if got := l.addWriter(w); got != h.bodies {

@@ -26,7 +26,7 @@ func TestLeases(t *testing.T) {
 				victim.signal(t, syscall.SIGCONT)
 				measure(rand.N(300 * time.Millisecond))
 			}
-			w.wait(t, time.Minute)
+			w.wait(t, 3*patience)
 			h.drain(consumers...)
 		})
 	}
