@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -79,9 +80,9 @@ func (c *crowd) produce(queue string, batch int) func(context.Context, *stompCli
 func (c *crowd) consume(queue, mode string) func(context.Context, *stompClient) error {
 	return c.take(queue, mode, func(client *stompClient, f *frame.Frame) {
 		if mode != "auto" {
-			client.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "receipt:"+string(f.Body))
+			client.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "receipt:"+ofDelivery(f))
 		}
-	}, func(body string) { c.ledger.acked(queue, body) })
+	}, func(body string, attempt int) { c.ledger.acked(queue, body, attempt) })
 }
 
 // move moves messages, each in a transaction that takes it from one queue and
@@ -97,15 +98,23 @@ func (c *crowd) move(from, to string) func(context.Context, *stompClient) error 
 			client.Add("ACK", "", "id:"+stomptest.Header(f, "ack"), "transaction:"+body)
 			client.Add("SEND", body, "destination:/queue/"+to, "transaction:"+body)
 		}
-		client.Add("COMMIT", "", "transaction:"+body, "receipt:"+body)
-	}, func(body string) {
-		c.ledger.acked(from, body)
+		client.Add("COMMIT", "", "transaction:"+body, "receipt:"+ofDelivery(f))
+	}, func(body string, attempt int) {
+		c.ledger.acked(from, body, attempt)
 		c.ledger.receipted(to, body)
 	})
 }
 
-// take subscribes and handles MESSAGEs and the RECEIPTs named by their bodies.
-func (c *crowd) take(queue, mode string, message func(*stompClient, *frame.Frame), receipt func(body string)) func(context.Context, *stompClient) error {
+// attemptOf is the how manieth delivery of its message a MESSAGE is.
+func attemptOf(f *frame.Frame) int {
+	return int(numberBehind(stomptest.Header(f, "x-delivery-count"), ""))
+}
+
+// ofDelivery is a RECEIPT's id that tells which delivery of which body it is about.
+func ofDelivery(f *frame.Frame) string { return fmt.Sprintf("%s/%d", f.Body, attemptOf(f)) }
+
+// take subscribes and handles MESSAGEs and the RECEIPTs named by ofDelivery.
+func (c *crowd) take(queue, mode string, message func(*stompClient, *frame.Frame), receipt func(body string, attempt int)) func(context.Context, *stompClient) error {
 	return func(ctx context.Context, client *stompClient) error {
 		client.Add("SUBSCRIBE", "", "destination:/queue/"+queue, "id:0", "ack:"+mode, "prefetch-count:50", "receipt:subscribed")
 		if _, err := client.receipt("subscribed"); err != nil {
@@ -122,10 +131,11 @@ func (c *crowd) take(queue, mode string, message func(*stompClient, *frame.Frame
 				return err
 			}
 			if f.Command == frame.Receipt {
-				receipt(stomptest.Header(f, "receipt-id"))
+				body, attempt, _ := strings.Cut(stomptest.Header(f, "receipt-id"), "/")
+				receipt(body, int(numberBehind(attempt, "")))
 				continue
 			}
-			c.ledger.delivered(queue, string(f.Body), stomptest.MessageID(f))
+			c.ledger.delivered(queue, string(f.Body), stomptest.MessageID(f), attemptOf(f))
 			message(client, f)
 		}
 	}
@@ -151,6 +161,11 @@ func (c *crowd) start(ctx context.Context) (stopProducers, stop func()) {
 	return stopProducers, func() { stopProducers(); cancel(); consumers.Wait() }
 }
 
+// killedLease is what clients of brokers that are killed wait for. A lease that is
+// kept must outlast a disk that stalls: after its end an ACK is confirmed, too, and
+// the message comes again.
+const killedLease = 20 * time.Second
+
 // TestBrokerKilled: a broker under load is killed at a random moment, again and
 // again. Each message with a RECEIPT comes at least once, none whose ACK has a
 // RECEIPT comes again, and no transaction happens by half.
@@ -167,7 +182,7 @@ func TestBrokerKilled(t *testing.T) {
 			p := newPipe(t, tt.backend)
 			c := &crowd{ledger: newSTOMPLedger()}
 			for range tt.brokers {
-				c.brokers = append(c.brokers, newBroker(t, p, "--lease", "2s"))
+				c.brokers = append(c.brokers, newBroker(t, p, "--lease", killedLease.String()))
 			}
 			stopProducers, stop := c.start(t.Context())
 			defer stop()
@@ -185,14 +200,16 @@ func TestBrokerKilled(t *testing.T) {
 					t.Logf("%d messages left, ERRORs %v", left, c.ledger.errors)
 				}
 			})
-			waitFor(t, 3*time.Minute, "the queues are empty", func() bool {
+			waitFor(t, 2*patience+3*killedLease, "the queues are empty", func() bool {
 				var dead int64
 				if left, dead = p.left(t); dead > 0 {
 					t.Fatalf("%d dead letters", dead)
 				}
 				return left == 0
 			})
-			measure(100 * time.Millisecond) // what is on its way to consumers
+			// What needs no ACK is gone once it is written: it may be on its way.
+			for end := time.Now().Add(patience); c.ledger.toCome("auto") > 0 && time.Now().Before(end); measure(20 * time.Millisecond) {
+			}
 			stop()
 			t.Logf("killed %d times, clients connected %d times, ERRORs %v; empty %v after the last SEND", tt.rounds, c.ledger.dials, c.ledger.errors, time.Since(began))
 			for _, queue := range []string{"work", "from", "to", "auto"} {
