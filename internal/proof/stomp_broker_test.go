@@ -45,7 +45,7 @@ func (b *broker) start(t *testing.T) {
 		"--lease", "1m", "--retry-min", "20ms", "--max-attempts", "1000",
 	}, b.args...)
 	b.proc = start(t, nil, b.p.env(), filepath.Join(bin, "mvalve"), args...)
-	waitFor(t, 20*time.Second, "mvalve serve is ready", func() bool {
+	waitFor(t, patience, "mvalve serve is ready", func() bool {
 		if !b.proc.running() {
 			t.Fatalf("mvalve serve ended: %v: %s", b.proc.err, b.proc.stderr())
 		}

@@ -112,7 +112,7 @@ func exchange(t *testing.T, address string, text []byte) ([]byte, error) {
 	if err := tcp.SetLinger(0); err != nil { // no TIME_WAIT: the ports would run out
 		return nil, err
 	}
-	if err := nc.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
+	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
 		return nil, err
 	}
 	if _, err := nc.Write(text); err == nil {

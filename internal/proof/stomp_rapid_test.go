@@ -16,7 +16,7 @@ func sayAndGo(t *testing.T, address, way string, text []byte) error {
 		return err
 	}
 	defer nc.Close()
-	if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if _, err := nc.Write(text); err != nil {

@@ -63,7 +63,7 @@ func TestHostileWeb(t *testing.T) {
 			useWeb(t, web, i+1)
 		})
 	}
-	waitFor(t, 20*time.Second, "what served the attackers is gone", func() bool {
+	waitFor(t, patience, "what served the attackers is gone", func() bool {
 		return b.goroutines(t) <= goroutines+8 && b.files(t) <= files+8
 	})
 	_, most := b.resident()
@@ -163,7 +163,7 @@ func useWeb(t *testing.T, address string, round int) {
 	}
 	nc := websocket.NetConn(t.Context(), ws, websocket.MessageText)
 	defer nc.Close()
-	if err := nc.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := nc.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf("good %d", round)
