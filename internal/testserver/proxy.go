@@ -95,11 +95,13 @@ func (p *Proxy) Cut() {
 	p.dropLocked()
 }
 
-// Drop resets the connections there are; new ones work.
-func (p *Proxy) Drop() {
+// Drop resets the connections there are and returns how many; new ones work.
+func (p *Proxy) Drop() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	n := len(p.conns)
 	p.dropLocked()
+	return n
 }
 
 // Stall accepts connections and holds what either side sends until Resume.
@@ -236,6 +238,7 @@ func (p *Proxy) dropLocked() {
 	for c := range p.conns {
 		c.close()
 	}
+	clear(p.conns)
 }
 
 func (c *pair) close() {

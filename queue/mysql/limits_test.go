@@ -26,8 +26,11 @@ func roundTrip(t *testing.T, s *mysql.Store, body []byte) (*queue.Message, error
 		return nil, err
 	}
 	won, err := s.Lease(t.Context(), now, now.Add(time.Minute), ids.New(now), []queue.Ref{m.Ref()})
-	if err != nil || len(won) != 1 || won[0].Err != nil {
-		t.Fatalf("lease: %+v, %v", won, err)
+	if err != nil {
+		return nil, err
+	}
+	if len(won) != 1 || won[0].Err != nil {
+		t.Fatalf("lease: %+v", won)
 	}
 	if !cmp.Equal(won[0].Message.Headers, m.Headers) {
 		t.Fatalf("headers: %s", cmp.Diff(m.Headers, won[0].Message.Headers))

@@ -129,11 +129,18 @@ func TestStateSurvivesCutConnections(t *testing.T) {
 	defer stop()
 	var through atomic.Int64
 	var wg sync.WaitGroup
-	wg.Go(func() { often(proxy.Drop)(ctx, &through) })
+	cuts := often(t, proxy.Drop)
+	wg.Go(func() { cuts.run(ctx, &through) })
 	const rounds = 300
+	enough := false
 	keys := []string{"x", "y"}
 	var counted [2]int
-	for i := range rounds {
+	for i := 0; i < rounds || !enough; i++ {
+		select {
+		case <-cuts.enough:
+			enough = true
+		default:
+		}
 		n := 1 + i%2
 		errs := cut.State().Update(t.Context(), time.Now(), keys[:n], ttls(2)[:n], plusOne)
 		for k := range n {
