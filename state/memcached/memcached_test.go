@@ -155,10 +155,10 @@ func TestTTL(t *testing.T) {
 	}
 	wantValue(t, s, "year", "x") // as a relative time it would be a date in 1971
 	wantValue(t, s, "days", "x") // rounding up takes it over the border
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for get(t, s, "short").Data != nil {
 		if time.Now().After(deadline) {
-			t.Fatal("10 ms have lasted 10 s")
+			t.Fatal("10 ms have lasted a minute")
 		}
 		tick(t)
 	}
@@ -248,7 +248,7 @@ func TestClose(t *testing.T) {
 		if errs == nil || !errors.Is(errs[0], state.ErrUnavailable) {
 			t.Errorf("Get during Close: %v, want ErrUnavailable", errs)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second): // less than the time-out of a call
 		t.Fatal("Close does not end calls under way")
 	}
 	if err := s.Close(); err != nil {
