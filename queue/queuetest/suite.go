@@ -67,7 +67,7 @@ type fixture struct {
 
 func newFixture(t *testing.T, store queue.Store) *fixture {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // some cases make hundreds of commits
 	t.Cleanup(cancel)
 	now, err := store.Now(ctx)
 	if err != nil {
