@@ -13,6 +13,9 @@ import (
 const (
 	// backEndTimeout bounds one call of a store.
 	backEndTimeout = 30 * time.Second
+	// lastCallTimeout bounds those that a process waits for before it ends: a
+	// disk may stall, but a back end that is gone should not hold it up.
+	lastCallTimeout = 10 * time.Second
 	// retryPause is how long a destination rests after its store failed.
 	retryPause = 200 * time.Millisecond
 	// leaseTries is how often the permits of lost races are tried on the

@@ -73,19 +73,27 @@ func (r *Reader) Close() error {
 	r.cancel()
 	r.wg.Wait()
 	r.settles.close()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), lastCallTimeout)
 	defer cancel()
 	r.limiter.Drain(ctx, r.clock.Now())
 	r.statlog.close()
 	if r.bell != nil {
 		r.bell.close()
 	}
-	if reg, ok := r.store.(queue.Registry); ok {
-		if err := reg.Leave(ctx, r.id); err != nil {
-			r.log.Warn("presence not removed", "err", err)
-		}
-	}
+	r.leave()
 	return nil
+}
+
+func (r *Reader) leave() {
+	reg, ok := r.store.(queue.Registry)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lastCallTimeout)
+	defer cancel()
+	if err := reg.Leave(ctx, r.id); err != nil {
+		r.log.Warn("presence not removed", "err", err)
+	}
 }
 
 // Pending is what is left of a reader's destinations, in the whole store.

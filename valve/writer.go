@@ -84,7 +84,7 @@ func logger(l *slog.Logger) *slog.Logger {
 }
 
 func writeStats(store queue.Store, c *clock, log *slog.Logger, lines []queue.Stat) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), lastCallTimeout)
 	defer cancel()
 	if _, err := store.Apply(ctx, c.Now(), &queue.Change{Log: lines}); err != nil {
 		log.Warn("statistics not written", "lines", len(lines), "err", err)
