@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"testing"
@@ -32,6 +33,9 @@ type scope struct {
 	wipes    int
 	lost     int // answers
 	late     int // readers too slow for their permit, or calls of a fifth of the window
+
+	wants  []int // permits that each reader asks for at once; nil: one
+	pauses int   // times at which it gets later by what easy permits have more slack
 }
 
 // anyLate is scope.late of a search in which readers may always be slow. With
@@ -43,29 +47,62 @@ func (s scope) String() string {
 	if s.late < anyLate {
 		late = strconv.Itoa(s.late)
 	}
-	return fmt.Sprintf("%s-%d-readers-%d-messages-%d-crashes-%d-losses-%d-answers-%s-late", s.limit, s.readers, s.messages, s.crashes, s.wipes, s.lost, late)
+	name := fmt.Sprintf("%s-%d-readers-%d-messages-%d-crashes-%d-losses-%d-answers-%s-late", s.limit, s.readers, s.messages, s.crashes, s.wipes, s.lost, late)
+	if s.wants != nil {
+		name += fmt.Sprintf("-%d-pauses", s.pauses)
+	}
+	return name
+}
+
+// want is how many permits a reader asks for at once.
+func (s scope) want(reader int) int {
+	if s.wants == nil {
+		return 1
+	}
+	return s.wants[reader]
 }
 
 func TestExhaustLimiter(t *testing.T) {
 	scopes := []scope{
-		{"2/100ms", 2, 3, 1, 0, 0, anyLate},
-		{"2/100ms", 2, 2, 1, 1, 0, anyLate},
-		{"2/100ms", 3, 3, 1, 0, 0, 0},
+		{limit: "2/100ms", readers: 2, messages: 3, crashes: 1, late: anyLate},
+		{limit: "2/100ms", readers: 2, messages: 2, crashes: 1, wipes: 1, late: anyLate},
+		{limit: "2/100ms", readers: 3, messages: 3, crashes: 1},
 	}
+	// Here some permits are easy. With six messages the search also meets what comes of
+	// reports that are applied twice.
+	easy := scope{limit: "4/100ms", readers: 2, messages: 4, lost: 1, wants: []int{1, 3}, pauses: 1}
 	if !raceEnabled { // one step at a time: the detector would only make it slow
-		scopes = append(scopes, scope{"2/100ms", 2, 3, 1, 1, 0, anyLate}, scope{"2/100ms", 3, 3, 1, 0, 0, 1}, scope{"2/100ms", 3, 3, 1, 1, 0, 0})
+		scopes = append(scopes, easy, scope{limit: "2/100ms", readers: 2, messages: 3, crashes: 1, wipes: 1, late: anyLate}, scope{limit: "2/100ms", readers: 3, messages: 3, crashes: 1, late: 1}, scope{limit: "2/100ms", readers: 3, messages: 3, crashes: 1, wipes: 1})
 	}
 	if os.Getenv("MVALVE_SIM_LARGE") != "" {
-		scopes = append(scopes, scope{"2/100ms", 2, 3, 0, 0, 1, anyLate}, scope{"3/100ms", 3, 3, 0, 0, 0, 1},
-			scope{"1/100ms", 3, 3, 1, 1, 0, 0}, scope{"2/100ms", 3, 3, 1, 1, 0, 1}, scope{"2/100ms", 3, 3, 1, 1, 0, 2}, scope{"2/100ms", 3, 3, 1, 1, 1, 0})
+		easy.messages = 6
+		scopes = append(scopes, easy, scope{limit: "2/100ms", readers: 2, messages: 3, lost: 1, late: anyLate}, scope{limit: "3/100ms", readers: 3, messages: 3, late: 1},
+			scope{limit: "1/100ms", readers: 3, messages: 3, crashes: 1, wipes: 1}, scope{limit: "2/100ms", readers: 3, messages: 3, crashes: 1, wipes: 1, late: 1}, scope{limit: "2/100ms", readers: 3, messages: 3, crashes: 1, wipes: 1, late: 2}, scope{limit: "2/100ms", readers: 3, messages: 3, crashes: 1, wipes: 1, lost: 1})
 	}
 	for _, s := range scopes {
 		t.Run(s.String(), func(t *testing.T) {
 			begin := time.Now()
 			var e explorer
-			e.explore(t, func() tree { return newLimiterTree(s, false) }, setting("MVALVE_SIM_NODES", 50_000_000))
-			t.Logf("%s in %v", &e, time.Since(begin).Round(time.Millisecond))
+			var easy int
+			e.explore(t, func() tree { return easyCounter{newLimiterTree(s, false), &easy} }, setting("MVALVE_SIM_NODES", 50_000_000))
+			t.Logf("%s in %v, easy permits in %d orders", &e, time.Since(begin).Round(time.Millisecond), easy)
+			if mustLimit(s.limit).Max >= 4 && easy == 0 {
+				t.Error("no order has a permit with the larger slack")
+			}
 		})
+	}
+}
+
+// easyCounter counts the orders in which there was an easy permit.
+type easyCounter struct {
+	*limiterTree
+	orders *int
+}
+
+func (c easyCounter) close() {
+	c.limiterTree.close()
+	if c.easy {
+		*c.orders++
 	}
 }
 
@@ -73,7 +110,9 @@ func TestExhaustLimiter(t *testing.T) {
 // access it finds a window that is too full.
 func TestExhaustLimiterNotices(t *testing.T) {
 	e := explorer{quiet: true}
-	e.explore(t, func() tree { return newLimiterTree(scope{"1/100ms", 2, 3, 0, 0, 0, anyLate}, true) }, 10_000)
+	e.explore(t, func() tree {
+		return newLimiterTree(scope{limit: "1/100ms", readers: 2, messages: 3, late: anyLate}, true)
+	}, 10_000)
 	if e.wrong == "" {
 		t.Error("nothing was found")
 	}
@@ -95,6 +134,7 @@ type explorer struct {
 	quiet                       bool
 	virtual                     bool // each run has its own virtual time
 	nodes, leaves, same, deeper int
+	strayed                     int // paths that led elsewhere the second time
 	wrong                       string
 
 	seen  map[uint64]bool
@@ -102,7 +142,11 @@ type explorer struct {
 }
 
 func (e *explorer) String() string {
-	return fmt.Sprintf("%d nodes, %d complete orders, %d cut off as seen before, %d too long", e.nodes, e.leaves, e.same, e.deeper)
+	text := fmt.Sprintf("%d nodes, %d complete orders, %d cut off as seen before, %d too long", e.nodes, e.leaves, e.same, e.deeper)
+	if e.strayed > 0 {
+		text += fmt.Sprintf(", %d went another way the second time", e.strayed)
+	}
+	return text
 }
 
 // longest is the most steps of a run.
@@ -111,6 +155,7 @@ const longest = 40
 func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 	t.Helper()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one step at a time anyway
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	e.seen = make(map[uint64]bool)
 	e.stack = [][]uint8{nil}
 	for len(e.stack) > 0 && e.wrong == "" {
@@ -140,6 +185,9 @@ func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 	if e.deeper > 0 {
 		t.Errorf("%d orders were not followed beyond %d steps", e.deeper, longest)
 	}
+	if e.strayed*1000 > e.nodes {
+		t.Errorf("%d of %d orders went another way than before", e.strayed, e.nodes)
+	}
 }
 
 // alone calls run, in a bubble of virtual time if the tree wants one.
@@ -155,6 +203,10 @@ func (e *explorer) alone(t *testing.T, run func()) {
 // have been done goes onto the stack. It returns the whole path.
 func (e *explorer) follow(run tree, path []uint8) []uint8 {
 	for _, i := range path {
+		if int(i) >= run.count() {
+			e.strayed++
+			return path
+		}
 		run.do(int(i))
 	}
 	for {
@@ -195,6 +247,7 @@ type limiterTree struct {
 	actors  []*limiterActor
 	log     []int64         // stamps
 	keys    map[string]bool // in the store
+	easy    bool            // a permit with the larger slack was given
 	forgets bool
 }
 
@@ -237,6 +290,8 @@ type limiterActor struct {
 	seen   uint64 // hash over all that what it does next depends on
 	nonces uint64
 	dead   bool
+
+	unheard bool // the answer of its last call was lost
 }
 
 // note adds to what the actor knows within one call of its limiter.
@@ -303,29 +358,59 @@ func (a *limiterActor) run() {
 	for a.step(request{at: x.clock}); len(x.log) < x.messages; {
 		now := x.clock
 		a.know(l, now)
-		g := l.Take(ctx, time.UnixMicro(now), []throttle.Request{{Destination: "d", Limit: limit, Version: 1, Want: 1}})[0]
+		g := l.Take(ctx, time.UnixMicro(now), []throttle.Request{{Destination: "d", Limit: limit, Version: 1, Want: x.want(a.n)}})[0]
 		if len(g.Permits) == 0 {
 			// Asking before the slot is free would only lengthen the runs.
 			wake := now + limit.Window().Microseconds()/2
 			if nb := g.NotBefore.UnixMicro(); g.Err == nil && nb > now+5000 {
 				wake = nb + 10_000
 			}
+			if a.unheard && x.wants != nil {
+				wake = g.NotBefore.UnixMicro() // or much later: nothing hurries it
+			}
+			a.unheard = false
 			a.know(l, "none")
 			a.step(request{at: wake})
 			continue
 		}
-		p := g.Permits[0]
-		a.know(l, "permit", p.At, p.Until, field(reflect.ValueOf(p), "from").Elem())
-		a.step(request{at: p.At.UnixMicro(), until: p.Until.UnixMicro()})
+		for rest := g.Permits; len(rest) > 0; {
+			rest = a.use(l, rest)
+		}
+		a.know(l, "flush", x.clock)
+		l.Flush(ctx, time.UnixMicro(x.clock))
+	}
+}
+
+// use waits for the first permit and dispatches what may go together with it: it
+// returns the rest.
+func (a *limiterActor) use(l *throttle.Limiter, permits []throttle.Permit) (rest []throttle.Permit) {
+	x := a.x
+	n := 1
+	for n < len(permits) && !permits[n].At.After(permits[0].Until) {
+		n++
+	}
+	know := []any{"permits"}
+	until := permits[0].Until
+	for i, p := range permits {
+		know = append(know, p.At, p.Until, field(reflect.ValueOf(p), "from").Elem())
+		if i < n && p.Until.Before(until) {
+			until = p.Until
+		}
+		if p.Until.Sub(p.At) > x.slack() {
+			x.easy = true
+		}
+	}
+	a.know(l, know...)
+	a.step(request{at: permits[n-1].At.UnixMicro(), until: until.UnixMicro()})
+	for _, p := range permits[:n] {
 		if at := time.UnixMicro(x.clock); at.After(p.Until) || len(x.log) >= x.messages {
 			l.Return(p)
 		} else {
 			x.log = append(x.log, x.clock)
 			l.Dispatched(p, at)
 		}
-		a.know(l, "flush", x.clock)
-		l.Flush(ctx, time.UnixMicro(x.clock))
 	}
+	return permits[n:]
 }
 
 // gate is the state store: each call is a step.
@@ -348,6 +433,7 @@ func (g gate) Update(ctx context.Context, now time.Time, keys []string, ttls []t
 	})
 	if v == answerLost {
 		a.note("lost")
+		a.unheard = true
 		return []error{state.ErrUnknown}
 	}
 	return errs
@@ -358,9 +444,21 @@ func (g gate) Close() error                         { return nil }
 
 // choice is one action: what happens to which actor.
 type choice struct {
-	actor   int // -1: the state is lost
+	actor   int // or stateLost, or timePasses
 	verdict verdict
 }
+
+const (
+	stateLost  = -1
+	timePasses = -2
+)
+
+// slack is that of permits which are not easy.
+func (x *limiterTree) slack() time.Duration { return max(5*time.Millisecond, x.parsed.Interval/20) }
+
+// pause is how much more slack easy permits have: what is granted so much later has
+// the same latest moment.
+func (x *limiterTree) pause() int64 { return (x.parsed.Interval/4 - x.slack()).Microseconds() }
 
 func (x *limiterTree) choices() []choice {
 	var all []choice
@@ -382,7 +480,10 @@ func (x *limiterTree) choices() []choice {
 		}
 	}
 	if x.wipes > 0 && len(all) > 0 {
-		all = append(all, choice{-1, goOn})
+		all = append(all, choice{stateLost, goOn})
+	}
+	if x.pauses > 0 && len(all) > 0 && x.lateAt(-1, x.clock+x.pause()) <= max(x.late, 0) {
+		all = append(all, choice{timePasses, goOn})
 	}
 	return all
 }
@@ -393,21 +494,29 @@ func (x *limiterTree) inTime(i int) bool {
 	if next.call || next.at <= x.clock {
 		return true
 	}
+	return x.lateAt(i, next.at) <= max(x.late, 0) // what comes with a late answer is late without a choice
+}
+
+// lateAt is how many readers but i would be late at a time.
+func (x *limiterTree) lateAt(i int, at int64) int {
 	late := 0
 	for j, a := range x.actors {
-		if j != i && !a.next.done && a.next.until > 0 && a.next.until < next.at {
+		if j != i && !a.next.done && a.next.until > 0 && a.next.until < at {
 			late++
 		}
 	}
-	return late <= max(x.late, 0) // what comes with a late answer is late without a choice
+	return late
 }
 
 func (x *limiterTree) count() int { return len(x.choices()) }
 
 func (x *limiterTree) name(i int) string {
 	c := x.choices()[i]
-	if c.actor < 0 {
+	switch c.actor {
+	case stateLost:
 		return "the state is lost"
+	case timePasses:
+		return fmt.Sprintf("%dµs pass", x.pause())
 	}
 	what := "wakes up"
 	if x.actors[c.actor].next.call {
@@ -419,9 +528,14 @@ func (x *limiterTree) name(i int) string {
 
 func (x *limiterTree) do(i int) {
 	c := x.choices()[i]
-	if c.actor < 0 {
+	switch c.actor {
+	case stateLost:
 		x.wipes--
 		x.store.Wipe(time.UnixMicro(x.clock))
+		return
+	case timePasses:
+		x.pauses--
+		x.clock += x.pause()
 		return
 	}
 	a := x.actors[c.actor]
@@ -448,12 +562,12 @@ func (x *limiterTree) key() uint64 {
 		value, errs := x.store.Get(context.Background(), []string{key})
 		fmt.Fprint(h, key, value, errs)
 	}
-	fmt.Fprint(h, x.clock, x.crashes, x.wipes, x.lost, x.late, len(x.log), x.log[max(0, len(x.log)-int(x.parsed.Max)):])
+	fmt.Fprint(h, x.clock, x.crashes, x.wipes, x.lost, x.late, x.pauses, len(x.log), x.log[max(0, len(x.log)-int(x.parsed.Max)):])
 	// Which reader is which makes no difference, nor what one knew that died.
 	readers := make([]string, len(x.actors))
 	for i, a := range x.actors {
 		if !a.next.done {
-			readers[i] = fmt.Sprint(a.seen, a.next)
+			readers[i] = fmt.Sprint(a.seen, a.next, x.want(i))
 		}
 	}
 	slices.Sort(readers)
