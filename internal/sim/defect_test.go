@@ -37,6 +37,7 @@ func TestOracleNotices(t *testing.T) {
 		}},
 		{"emergencies are hidden for a while", ruleOrder, (*plan).isCalm, func() defects { return defects{refs: hideEmergencies} }},
 		{"timed messages are stored as due", ruleEarly, nil, func() defects { return defects{apply: dueAtOnce} }},
+		{"the clock is told wrong", ruleStamp, nil, func() defects { return defects{now: 10 * time.Millisecond} }},
 		{"a pause is not read", ruleEarly, (*plan).faulty, func() defects {
 			return defects{rules: func(rules []throttle.Rule) []throttle.Rule {
 				for i := range rules {

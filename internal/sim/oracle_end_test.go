@@ -63,6 +63,7 @@ func (o *oracle) settled(e *event, m *letter) {
 		m.table, m.ready = queue.Timed, e.until
 	}
 	m.late = e.late
+	m.released = m.released || e.verb == queue.Release
 	m.holder, m.until, m.freeSince = 0, 0, e.at
 	o.returned(m, e.at)
 }
@@ -72,8 +73,7 @@ func (o *oracle) returned(m *letter, at time.Duration) {
 	if m.out {
 		m.out = false
 		s := o.side(m.outProc)
-		s.out--
-		s.emptied = at
+		s.backs = append(s.backs, back{at, m.outWho, m.plan.dest})
 	}
 }
 

@@ -10,6 +10,9 @@ const (
 	// destination pass may have to find it.
 	idleCalm     = 300 * time.Millisecond
 	idleTroubled = 3 * time.Second
+	// idlePart is how long one may wait at least while a part of its limit is
+	// used: a permit that another reader gives back is noticed within a second.
+	idlePart = 1500 * time.Millisecond
 	// rulesKnown is how long a change of the rules may take to become effective.
 	rulesKnown = time.Second
 	// lostAhead is how long after a loss of the cache limits may keep everything
@@ -22,7 +25,7 @@ const (
 )
 
 // lookForIdle looks for a message that may go while a reader of its destination
-// is idle, at a moment.
+// has a consumer that waits, at a moment.
 func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 	bound := idleCalm + 20*o.plan.latency
 	if !o.plan.calm {
@@ -46,7 +49,7 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 				since += foundAgain
 			}
 		}
-		if at-since < bound || !o.mayGo(m.plan.dest, clock, bound) {
+		if at-since < bound || !o.mayGo(m.plan.dest, at, clock, bound, at-since) {
 			continue
 		}
 		for p := range o.sides {
@@ -57,24 +60,65 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 	}
 }
 
+// back is a delivery that a consumer had no more from a time on.
+type back struct {
+	at   time.Duration
+	who  int
+	dest string
+}
+
 // idle reports whether a process has had a consumer waiting for a destination
-// since a time, and nothing out.
+// since a time, with room for its messages all that time.
 func (o *oracle) idle(proc int, dest string, since time.Duration) bool {
 	s := &o.sides[proc]
-	if !s.live || !o.serves(proc, dest) || s.out > 0 || s.emptied > since {
+	if !s.live || !o.serves(proc, dest) {
 		return false
 	}
-	for _, from := range s.idle {
-		if from <= since {
+	pp := &o.plan.procs[s.slot]
+	waiting := 0
+	for who, from := range s.idle {
+		if from > since {
+			continue
+		}
+		waiting++
+		credit, out := 1+who, o.outOf(proc, since, func(w int, _ string) bool { return w == who })
+		switch {
+		case pp.style == 0:
+			continue
+		case pp.style == 2 && pp.dests == nil:
+			credit = 2 * pp.consumers
+		case pp.style == 2:
+			credit, out = pp.consumers, o.outOf(proc, since, func(_ int, d string) bool { return d == dest })
+		}
+		if out == 0 || credit-out-credit/4 > 0 { // the last quarter is for destinations with nothing out
 			return true
 		}
 	}
-	return false
+	out := o.outOf(proc, since, func(int, string) bool { return true })
+	return pp.style == 0 && waiting > (out+waiting)/4
 }
 
-// mayGo reports whether nothing kept a destination's messages from going for the
-// whole time d before now.
-func (o *oracle) mayGo(dest string, now int64, d time.Duration) bool {
+// outOf returns how many deliveries of a process that count may have been out at
+// once since a time, at most.
+func (o *oracle) outOf(proc int, since time.Duration, counts func(who int, dest string) bool) int {
+	n := 0
+	for i := range o.letters {
+		if m := &o.letters[i]; m.out && m.outProc == proc && counts(m.outWho, m.plan.dest) {
+			n++
+		}
+	}
+	backs := o.sides[proc].backs
+	for i := len(backs) - 1; i >= 0 && backs[i].at > since; i-- {
+		if counts(backs[i].who, backs[i].dest) {
+			n++
+		}
+	}
+	return n
+}
+
+// mayGo reports whether nothing kept a destination's messages, of which one waits
+// for so long already, from going for the whole time d before now.
+func (o *oracle) mayGo(dest string, at time.Duration, now int64, d, waits time.Duration) bool {
 	newest := int64(0)
 	if n := len(o.rules); n > 0 {
 		newest = o.rules[n-1].version
@@ -91,6 +135,11 @@ func (o *oracle) mayGo(dest string, now int64, d time.Duration) bool {
 			return false
 		}
 	}
+	// What a limit let through before a fault may count for as long as its window.
+	past := time.Duration(limit.window)*time.Microsecond + permitRoom
+	if !o.plan.calm && !o.unchanged(dest, at, settleTime+d+past) {
+		return false
+	}
 	if limit.max == 0 {
 		return true
 	}
@@ -99,11 +148,21 @@ func (o *oracle) mayGo(dest string, now int64, d time.Duration) bool {
 	if limit.pace > 0 && o.pace[dest]-limit.pace > now-d.Microseconds()-permitRoom.Microseconds() {
 		return false
 	}
+	o.looks++
+	if o.sentSince(dest, now-(d+past).Microseconds()) == 0 {
+		return true
+	}
+	d = max(d, idlePart)
+	return waits >= d && o.sentSince(dest, now-(d+past).Microseconds()) < limit.max
+}
+
+// sentSince counts the dispatches of a destination after a time.
+func (o *oracle) sentSince(dest string, since int64) int64 {
 	n := int64(0)
 	for _, stamp := range o.sent[dest] {
-		if stamp > now-d.Microseconds()-limit.window-permitRoom.Microseconds() {
+		if stamp > since {
 			n++
 		}
 	}
-	return n == 0
+	return n
 }

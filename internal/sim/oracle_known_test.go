@@ -50,7 +50,7 @@ func (o *oracle) faulted(e *event) {
 			s.wrong += f.dur.Abs().Microseconds()
 		}
 		switch {
-		case e.proc == p, e.proc == 0 && s.slot == f.proc && (f.kind == fStall || f.kind == fStop):
+		case e.proc == p, e.proc == 0 && (s.slot == f.proc || s.slot < 0) && (f.kind == fStall || f.kind == fStop):
 		case f.kind == fDown, f.kind == fStep:
 		default:
 			continue

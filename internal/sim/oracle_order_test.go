@@ -50,7 +50,7 @@ const settleTime = 3 * time.Second
 // never leased and has been there for a while. A job under way may still lease
 // that one: it is judged at the next look.
 func (o *oracle) passedOver(e *event, x *letter) {
-	if x.leases > 1 || o.jump || x.leases == 1 && e.kind == kLeased || !o.settledFor(e.at, settleTime) && !o.plan.calm {
+	if x.leases > 1 || o.jump || x.leases == 1 && e.kind == kLeased || !o.unchanged(x.plan.dest, e.at, settleTime) && !o.plan.calm {
 		return
 	}
 	shared := o.readersOf(x.plan.dest) > 1
@@ -68,6 +68,48 @@ func (o *oracle) passedOver(e *event, x *letter) {
 			o.blame(ruleOrder, e.at, "p%d leases m%d of %s and passes over m%d, stored at %.6fs", e.proc, x.n, x.plan.dest, y.n, y.at.Seconds())
 		}
 	}
+}
+
+// overtakes: of two messages of a lane and priority that one reader knew, the one
+// that comes before leaves first. Those of one Insert are known at once.
+func (o *oracle) overtakes(e *event, y *letter, s *side) {
+	switch {
+	case !o.plan.calm && !o.settledFor(e.at, settleTime), o.jump, o.plan.cap > 0, o.plan.latency > slowOrder:
+		return
+	case y.delivered > 0 || y.leases > 1 || y.released || y.holder != e.proc, o.readersOf(e.dest) > 1:
+		return
+	case !o.unchanged(e.dest, e.at, settleTime) && !o.plan.calm, !o.oneByOne(s):
+		return // what has its permit yet is passed by what needs none
+	case o.plan.calm && max(o.changed["*"], o.changed[e.dest]) > 0:
+		return
+	}
+	for i := range o.held {
+		if h := &o.held[i]; h.dest == e.dest && h.until > e.stamp-settleTime.Microseconds() {
+			return // what it keeps back goes back
+		}
+	}
+	for i := range o.letters {
+		x := &o.letters[i]
+		switch {
+		case x == y || !x.committed || x.ended != 0 || x.delivered > 0 || x.leases > 1 || x.released || x.plan.dest != e.dest:
+		case x.rank() != y.rank() || x.plan.level != y.plan.level || x.compare(y) >= 0 || x.plan.expires > 0:
+		case x.plan.group != y.plan.group && x.at+o.knownAfter() > y.leasedAt:
+		case x.table == lanes.timed && x.plan.group != y.plan.group && x.ready+o.knownAfter().Microseconds() > e.clock-(e.at-y.leasedAt).Microseconds():
+		default:
+			o.blame(ruleOrder, e.at, "p%d delivers m%d of %s before m%d, stored at %.6fs", e.proc, y.n, e.dest, x.n, x.at.Seconds())
+		}
+	}
+}
+
+// slowOrder is the latency above which permits lapse, and messages wait for
+// others behind those that did not.
+const slowOrder = 3 * time.Millisecond
+
+// oneByOne reports whether the consumers of a process share what is prepared:
+// what waits for one with credit may be passed by what goes to others.
+func (o *oracle) oneByOne(s *side) bool {
+	pp := &o.plan.procs[s.slot]
+	return pp.style != 1 || pp.consumers == 1
 }
 
 // readersOf counts the processes that read a destination.

@@ -59,8 +59,10 @@ type letter struct {
 	freeSince    time.Duration
 	out          bool // with a consumer of holder
 	outProc      int  // process that dispatched it last
+	outWho       int  // and its consumer
 	outUntil     int64
 	delivered    int
+	released     bool       // ever
 	ended        queue.Verb // 0: not yet
 	late         bool       // its end was carried out after its caller gave up
 	confirmed    bool
@@ -81,8 +83,7 @@ type side struct {
 	trip     int64                   // of the measurement it believed when it started, µs
 	busy     []busy                  // may not hear of anything
 	idle     map[int]time.Duration   // consumers that wait, since when
-	out      int                     // deliveries out
-	emptied  time.Duration           // when one came back last
+	backs    []back                  // deliveries that came back
 }
 
 type seen struct {
@@ -98,14 +99,17 @@ type oracle struct {
 	rules    []event  // kRule
 	held     []event  // kHold
 	found    []violation
-	trouble  []time.Duration // of faults
-	jump     bool            // the clock stepped far: who is behind waits
-	back     bool            // it stepped back
-	stepped  bool            // it stepped already
-	ahead    []time.Duration // it stepped far ahead
-	wiped    bool            // the cache forgot
-	lastWipe time.Duration   // the last time
-	ruled    bool            // limits changed
+	trouble  []time.Duration          // of faults
+	changed  map[string]time.Duration // when the rule of a pattern did, the last time
+	looks    int                      // for messages that wait in vain, of destinations with a limit
+	jump     bool                     // the clock stepped far: who is behind waits
+	back     bool                     // it stepped back
+	stepped  bool                     // it stepped already
+	backs    []fault                  // its steps back
+	wipes    []time.Duration          // of the cache
+	ahead    []time.Duration          // it stepped far ahead
+	wiped    bool                     // the cache forgot
+	lastWipe time.Duration            // the last time
 	dests    []string
 	sent     map[string][]int64 // stamps so far
 	pace     map[string]int64   // until when dispatches so far have used up a paced limit
@@ -118,7 +122,7 @@ const farStep = 100 * time.Millisecond
 // judge returns what is wrong with a history, at most one violation per rule.
 func judge(w *world) []violation {
 	p, h, overtime := w.plan, w.history, w.overtime
-	o := &oracle{plan: p, h: h, letters: make([]letter, len(p.msgs)+1), sent: make(map[string][]int64), pace: make(map[string]int64)}
+	o := &oracle{plan: p, h: h, letters: make([]letter, len(p.msgs)+1), sent: make(map[string][]int64), pace: make(map[string]int64), changed: make(map[string]time.Duration)}
 	for i := range p.msgs {
 		o.letters[i+1] = letter{n: i + 1, plan: &p.msgs[i]}
 		if !slices.Contains(o.dests, p.msgs[i].dest) {
@@ -129,14 +133,16 @@ func judge(w *world) []violation {
 		switch f.kind {
 		case fStep:
 			o.jump = o.jump || f.dur.Abs() > farStep
-			o.back = o.back || f.dur < 0
+			if f.dur < 0 {
+				o.back = true
+				o.backs = append(o.backs, f)
+			}
 			if f.dur > farStep {
 				o.ahead = append(o.ahead, f.at)
 			}
 		case fWipe:
 			o.wiped, o.lastWipe = true, max(o.lastWipe, f.at)
-		case fLimit:
-			o.ruled = true
+			o.wipes = append(o.wipes, f.at)
 		}
 	}
 	next := time.Duration(0)
@@ -155,6 +161,7 @@ func judge(w *world) []violation {
 	}
 	o.windows()
 	o.shares()
+	w.looks = o.looks
 	slices.SortStableFunc(o.found, func(a, b violation) int { return cmp.Compare(a.at, b.at) })
 	return o.found
 }
@@ -202,9 +209,7 @@ func (o *oracle) step(e *event) {
 		s.told[e.version] = e.at
 	case kRule:
 		o.rules = append(o.rules, *e)
-		if e.at > 0 {
-			o.trouble = append(o.trouble, e.at)
-		}
+		o.changed[e.dest] = e.at
 	case kHold:
 		o.held = append(o.held, *e)
 	case kWaits:
@@ -308,10 +313,10 @@ func (o *oracle) dispatched(e *event, m *letter) {
 		o.blame(ruleEarly, e.at, "m%d is delivered before %s", e.msg, shortTime(due))
 	}
 	o.inTime(e, m, s)
+	o.overtakes(e, m, s)
 	o.returned(m, e.at)
-	m.out, m.outProc, m.outUntil = true, e.proc, m.until
+	m.out, m.outProc, m.outWho, m.outUntil = true, e.proc, e.who, m.until
 	m.delivered++
-	s.out++
 	o.sent[e.dest] = append(o.sent[e.dest], e.stamp)
 	if limit, _ := o.ruleAt(e.dest, s.version); limit.pace > 0 {
 		o.pace[e.dest] = max(o.pace[e.dest], e.stamp) + limit.pace
@@ -359,4 +364,15 @@ func (o *oracle) atTheEnd() {
 func (o *oracle) settledFor(at, d time.Duration) bool {
 	n := len(o.trouble)
 	return n == 0 || o.trouble[n-1]+d < at
+}
+
+// unchanged is settledFor, and reports whether the rules of a destination did not
+// change in that time.
+func (o *oracle) unchanged(dest string, at, d time.Duration) bool {
+	for _, pattern := range [...]string{dest, "*"} {
+		if t := o.changed[pattern]; t > 0 && t+d >= at {
+			return false
+		}
+	}
+	return o.settledFor(at, d)
 }

@@ -20,15 +20,7 @@ const ruleAge = 400 * time.Millisecond
 // windows judges the limits: no half-open window holds more dispatches than one of
 // the limits allows that may have been in force for the last of them. Where the
 // rules do not change that is the one limit.
-//
-// After the back end's clock went back, a loss of the cache and a limit that moves
-// between the stores may shorten one window: docs/proof.md, Known limits.
 func (o *oracle) windows() {
-	// What a new limit must assume of a past that is forgotten is what the old one
-	// allowed; emergencies that bypass it are not in that.
-	if o.back && (o.wiped || o.ruled) || o.plan.bypass && o.ruled {
-		return
-	}
 	for _, dest := range o.dests {
 		log := o.logOf(dest)
 		for i := range log {
@@ -40,7 +32,7 @@ func (o *oracle) windows() {
 // window judges dispatch i.
 func (o *oracle) window(log []sentOnce, i int) {
 	e := &log[i]
-	if o.exempt(e) {
+	if o.exempt(e) || o.shortened(e) || o.bypassed(log, i) {
 		return
 	}
 	extra := o.extra(e)
@@ -87,6 +79,73 @@ func (o *oracle) extra(e *sentOnce) int64 {
 		}
 	}
 	return 1
+}
+
+// shortened reports whether a window that ends with e may be too short because the
+// back end's clock went back and then the cache forgot, or the limit moved to the
+// other store: the times of that are on the new clock, those of the dispatches
+// on the old one. See docs/proof.md, Known limits.
+func (o *oracle) shortened(e *sentOnce) bool {
+	if o.plan.lone {
+		return false
+	}
+	for _, step := range o.backs {
+		over := step.at + clockAge + 2*step.dur.Abs() + o.longest(e.dest)
+		if e.at < step.at || e.at > over {
+			continue
+		}
+		for _, at := range append(o.moves(e.dest), o.wipes...) {
+			if at >= step.at-ruleAge && at <= e.at {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// moves returns when the limit of a destination moved from one store to the other.
+func (o *oracle) moves(dest string) (moves []time.Duration) {
+	const durableFrom = 60_000_000
+	last := true
+	for i := range o.rules {
+		l, _ := o.ruleAt(dest, o.rules[i].version)
+		if durable := l.max == 0 || l.window > durableFrom; durable != last {
+			last = durable
+			moves = append(moves, o.rules[i].at, o.rules[i].at+rulesKnown) // until the last reader knows
+		}
+	}
+	return moves
+}
+
+// longest returns the longest window that a destination ever had.
+func (o *oracle) longest(dest string) time.Duration {
+	most := int64(0)
+	for i := range o.rules {
+		l, _ := o.ruleAt(dest, o.rules[i].version)
+		most = max(most, l.window)
+	}
+	return time.Duration(most) * time.Microsecond
+}
+
+// bypassed reports whether a window that ends with dispatch i may hold more than
+// its limit because of emergencies that bypassed an earlier one: what a new limit
+// must assume of a past that is forgotten is what the old one allowed.
+func (o *oracle) bypassed(log []sentOnce, i int) bool {
+	e, longest := &log[i], o.longest(log[i].dest)
+	changed := false
+	for k := range o.rules {
+		r := &o.rules[k]
+		changed = changed || r.at > 0 && (r.dest == e.dest || r.dest == "*") && r.at <= e.at && e.at <= r.at+rulesKnown+ruleAge+2*longest
+	}
+	if !changed {
+		return false
+	}
+	for j := i; j >= 0 && log[j].stamp > e.stamp-2*longest.Microseconds(); j-- {
+		if o.exempt(&log[j]) {
+			return true
+		}
+	}
+	return false
 }
 
 // exempt: emergencies pass the limit where the policy says so. They count for

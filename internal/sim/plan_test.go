@@ -23,6 +23,8 @@ type plan struct {
 	lone    bool          // fast and durable state are one store
 	cap     int           // ReaderConfig.IndexCap, 0: default
 	bypass  bool          // emergency policy
+	keep    bool          // limits stay until everything is out, unless that takes too long
+	grid    time.Duration // producers, consumers and faults act at multiples of it, and all calls take the same; 0: not
 	full    string        // the limit of the only destination, which has a backlog all the time
 	fair    bool          // destinations without limits, with a backlog all the time
 
@@ -59,9 +61,10 @@ type msgPlan struct {
 
 // fate is what a consumer does with a delivery.
 type fate struct {
-	verb  int // see world.consume
-	work  time.Duration
-	delay time.Duration
+	verb   int  // see proc.work
+	change bool // ends otherwise where the outcome is unknown
+	work   time.Duration
+	delay  time.Duration
 }
 
 const (
@@ -194,6 +197,7 @@ func newPlan(seed uint64) *plan {
 	if !p.calm {
 		p.drawFaults(d, dests)
 	}
+	p.drawMore(newDice(seed, 2))
 	return p
 }
 

@@ -285,7 +285,7 @@ type handed struct {
 // work does with a delivery what its fate says.
 func (p *proc) work(g handed) {
 	f := &g.fate
-	if f.work > 0 && !nap(p.dead, f.work) {
+	if wait := p.w.onGrid(f.work); wait > 0 && !nap(p.dead, wait) {
 		return
 	}
 	switch f.verb {
@@ -312,16 +312,13 @@ func (p *proc) work(g handed) {
 }
 
 func (p *proc) endIt(g *handed) {
-	d, f := g.d, g.fate
-	verb := map[int]queue.Verb{doNack: queue.Retry, doThrottled: queue.Release, doReject: queue.Kill, doRelease: queue.Release}[f.verb]
-	if verb == 0 {
-		verb = queue.Ack
-	}
-	e := event{kind: kEnds, proc: p.id, msg: g.msg, dest: d.Message.Destination, serial: g.serial, attempt: d.Attempt, verb: verb}
-	if f.verb == doThrottled {
-		e.text, e.until = throttledText, f.delay.Microseconds()
-	}
+	d, f := g.d, &g.fate
 	for range 3 {
+		verb := verbOf(f.verb)
+		e := event{kind: kEnds, proc: p.id, msg: g.msg, dest: d.Message.Destination, serial: g.serial, attempt: d.Attempt, verb: verb}
+		if f.verb == doThrottled {
+			e.text, e.until = throttledText, f.delay.Microseconds()
+		}
 		p.w.tell(e)
 		var err error
 		switch f.verb {
@@ -340,7 +337,23 @@ func (p *proc) endIt(g *handed) {
 		if err == nil || errors.Is(err, valve.ErrLeaseLost) || !nap(p.dead, 20*time.Millisecond) {
 			return
 		}
+		if f.change && errors.Is(err, queue.ErrUnknown) {
+			f.verb = map[queue.Verb]int{queue.Ack: [...]int{doNack, doRelease}[g.msg%2]}[verb] // else an ack
+		}
 	}
+}
+
+// verbOf returns what ends a delivery with a fate.
+func verbOf(fate int) queue.Verb {
+	switch fate {
+	case doNack:
+		return queue.Retry
+	case doThrottled, doRelease:
+		return queue.Release
+	case doReject:
+		return queue.Kill
+	}
+	return queue.Ack
 }
 
 // ended notes what ending a delivery said.

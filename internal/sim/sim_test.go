@@ -39,16 +39,25 @@ func setting(name string, def int) int {
 	return def
 }
 
+// manyFaults are enough that faults meet each other.
+const manyFaults = 10
+
 // figures are what was covered.
 type figures struct {
 	Seeds, Calm, Faults, Dispatches, Calls, Failed int
+	Least, Many                                    int // the least faults of a seed that has any; seeds with manyFaults or more
+	Looks                                          int // for messages that wait in vain, of destinations with a limit
 	Virtual                                        time.Duration
 	Kinds                                          map[string]int
 }
 
 func (f *figures) add(g figures) {
+	if f.Seeds == f.Calm || g.Seeds > g.Calm && g.Least < f.Least {
+		f.Least = g.Least
+	}
 	f.Seeds, f.Calm, f.Faults, f.Dispatches = f.Seeds+g.Seeds, f.Calm+g.Calm, f.Faults+g.Faults, f.Dispatches+g.Dispatches
 	f.Calls, f.Failed, f.Virtual = f.Calls+g.Calls, f.Failed+g.Failed, f.Virtual+g.Virtual
+	f.Looks, f.Many = f.Looks+g.Looks, f.Many+g.Many
 	if f.Kinds == nil {
 		f.Kinds = make(map[string]int)
 	}
@@ -65,12 +74,20 @@ func (f *figures) count(w *world) {
 	if f.Kinds == nil {
 		f.Kinds = make(map[string]int)
 	}
+	faults := w.hung
 	for k, n := range w.fired {
 		f.Kinds[faultNames[k]] += n
-		f.Faults += n
+		faults += n
 	}
 	f.Kinds["lease left to run out"] += w.hung
-	f.Faults += w.hung
+	f.Faults += faults
+	if !w.plan.calm && (f.Seeds-f.Calm == 1 || faults < f.Least) {
+		f.Least = faults
+	}
+	if faults >= manyFaults {
+		f.Many++
+	}
+	f.Looks += w.looks
 	f.Calls += w.calls
 	f.Virtual += w.history[len(w.history)-1].at
 	for i := range w.history {
@@ -81,8 +98,11 @@ func (f *figures) count(w *world) {
 }
 
 func (f *figures) String() string {
-	return fmt.Sprintf("%d seeds (%d without faults), %v of virtual time, %d faults (%.1f per seed with faults), %d dispatches checked, %d calls of stores",
-		f.Seeds, f.Calm, f.Virtual.Round(time.Second), f.Faults, float64(f.Faults)/float64(max(1, f.Seeds-f.Calm)), f.Dispatches, f.Calls)
+	faulty := float64(max(1, f.Seeds-f.Calm))
+	return fmt.Sprintf("%d seeds (%d without faults), %v of virtual time, %d faults (%.1f per seed with faults, at least %d, %.1f %% of them %d or more), "+
+		"%d dispatches checked, %d looks for idle readers under a limit, %d calls of stores",
+		f.Seeds, f.Calm, f.Virtual.Round(time.Second), f.Faults, float64(f.Faults)/faulty, f.Least, 100*float64(f.Many)/faulty, manyFaults,
+		f.Dispatches, f.Looks, f.Calls)
 }
 
 // TestSim runs MVALVE_SIM_SEEDS seeds beginning with MVALVE_SEED, as make sim does;
@@ -125,6 +145,7 @@ func runSeeds(t *testing.T, first, n int, verbose bool) (total figures) {
 		}
 		t.Run("seed", func(t *testing.T) {
 			w := simulate(t, newPlan(uint64(seed)), defects{})
+			found := judge(w)
 			total.count(w)
 			if digests {
 				fmt.Printf("digest %d %x\n", seed, digest(w.history))
@@ -134,7 +155,7 @@ func runSeeds(t *testing.T, first, n int, verbose bool) (total figures) {
 					t.Log(e)
 				}
 			}
-			if found := judge(w); len(found) > 0 {
+			if len(found) > 0 {
 				total.Failed++
 				report(t, w.plan, w, found)
 			}

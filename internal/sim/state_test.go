@@ -208,5 +208,6 @@ type defects struct {
 	refs  func(*world, []queue.Ref) []queue.Ref // what scans and heads show instead
 	state func(*world, state.Entry) state.Entry // what is in the state store instead
 	rules func([]throttle.Rule) []throttle.Rule // what is read instead
+	now   time.Duration                         // how wrong the clock is told
 	blind bool                                  // scans and heads find nothing
 }

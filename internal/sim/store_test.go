@@ -43,6 +43,9 @@ var queueErrors = portErrors{queue.ErrUnavailable, queue.ErrUnknown}
 // and not the scheduler decides what comes first. The mutex is held.
 func (p *proc) lag() time.Duration {
 	p.w.uses++
+	if p.w.plan.grid > 0 {
+		return gridLag + time.Duration(p.w.uses%997)*time.Nanosecond
+	}
 	return p.dice.upTo(p.w.plan.latency/2) + time.Duration(p.w.uses%997)*time.Nanosecond
 }
 
@@ -303,7 +306,7 @@ func (q *queueOf) Now(ctx context.Context) (now time.Time, err error) {
 	trip := time.Since(sent)
 	wrong := now.Add(trip / 2).Sub(w.now()).Abs()
 	w.note(event{kind: kProbe, proc: q.p.id, who: q.p.phase, stamp: wrong.Microseconds() + 1, until: trip.Microseconds()})
-	return now, nil
+	return now.Add(w.bugs.now), nil
 }
 
 // Close implements queue.Store.

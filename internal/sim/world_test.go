@@ -45,6 +45,7 @@ type world struct {
 	owed     atomic.Int32 // effects that are still to come after their callers gave up
 	ending   bool
 	overtime bool
+	looks    int // of the oracle, for what waits in vain in spite of a limit
 	wg       sync.WaitGroup
 }
 
@@ -100,6 +101,16 @@ func nap(stop <-chan struct{}, d time.Duration) bool {
 	case <-stop:
 		return false
 	}
+}
+
+// onGrid returns how long to wait so that d passes and, where the plan has a grid,
+// the next moment on it has come.
+func (w *world) onGrid(d time.Duration) time.Duration {
+	if w.plan.grid == 0 {
+		return d
+	}
+	end := time.Since(w.start) + d
+	return d + (w.plan.grid-end%w.plan.grid)%w.plan.grid
 }
 
 // run carries the plan out. It must be called in a synctest bubble.
@@ -323,91 +334,6 @@ func (w *world) pause(pattern string, on bool) {
 	if _, err := change(context.Background(), w.adminRules(), w.now(), pattern); err != nil {
 		panic(err)
 	}
-}
-
-// limitedQuiet is how long the run goes on under its limits once faults ended.
-const limitedQuiet = 1500 * time.Millisecond
-
-// calmDown ends all faults and starts what is down.
-func (w *world) calmDown() {
-	w.mu.Lock()
-	w.quiet = true
-	for i := range w.slots {
-		w.slots[i].armed, w.slots[i].stallTo, w.slots[i].skew = nil, time.Time{}, 0
-	}
-	w.note(event{kind: kQuiet})
-	w.mu.Unlock()
-}
-
-// drain waits until the store is empty but for dead letters. After a while limits
-// are lifted, which is one more live change.
-func (w *world) drain() {
-	begin := time.Now()
-	lifted := false
-	for {
-		last := w.owed.Load() == 0
-		n := w.left()
-		switch since := time.Since(begin); {
-		case n == 0 && last:
-			return
-		case since > w.patience() || w.busy():
-			w.overtime = true
-			return
-		case since > limitedQuiet && !lifted:
-			lifted = true
-			for i := range w.plan.msgs {
-				w.lift(w.plan.msgs[i].dest)
-			}
-		}
-		pass(50 * time.Millisecond)
-	}
-}
-
-// mostCalls is far more than any run needs: one that gets there asks in vain, over
-// and over.
-const mostCalls = 100_000
-
-func (w *world) busy() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.calls > mostCalls
-}
-
-// patience is how long a run may take to drain. After the back end's clock went
-// back, a reader that starts then waits until it is where the others were.
-func (w *world) patience() time.Duration {
-	d := 2 * time.Minute
-	for _, f := range w.plan.faults {
-		if f.kind == fStep {
-			d += 2 * f.dur.Abs()
-		}
-	}
-	return d
-}
-
-// lift removes what keeps a destination waiting, once.
-func (w *world) lift(dest string) {
-	rules, _, _ := w.rules.LoadRules(context.Background())
-	for _, r := range rules {
-		if r.Pattern == dest && r.Limit != nil && r.Limit.IsNone() {
-			return
-		}
-	}
-	w.setLimit(dest, "none")
-}
-
-func (w *world) left() int64 {
-	counts, err := w.db.Count(context.Background(), w.now(), "")
-	if err != nil {
-		panic(err)
-	}
-	n := int64(0)
-	for _, c := range counts {
-		if c.Table != queue.Dead {
-			n += c.Waiting + c.Leased
-		}
-	}
-	return n
 }
 
 // finish ends all processes.
