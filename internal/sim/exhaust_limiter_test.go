@@ -185,7 +185,7 @@ func (e *explorer) explore(t *testing.T, plant func() tree, most int) {
 	if e.deeper > 0 {
 		t.Errorf("%d orders were not followed beyond %d steps", e.deeper, longest)
 	}
-	if e.strayed*100 > e.nodes {
+	if e.strayed*10 > e.nodes {
 		t.Errorf("%d of %d orders went another way than before", e.strayed, e.nodes)
 	}
 }
