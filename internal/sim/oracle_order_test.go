@@ -91,7 +91,7 @@ func (o *oracle) overtakes(e *event, y *letter, s *side) {
 	for i := range o.letters {
 		x := &o.letters[i]
 		switch {
-		case x == y || !x.committed || x.ended != 0 || x.delivered > 0 || x.leases > 1 || x.released || x.plan.dest != e.dest:
+		case x == y || !x.committed || x.ended != 0 || x.delivered > 0 || x.leases > 1 || x.leases == 1 && x.holder != e.proc || x.released || x.plan.dest != e.dest:
 		case x.rank() != y.rank() || x.plan.level != y.plan.level || x.compare(y) >= 0 || x.plan.expires > 0:
 		case x.plan.group != y.plan.group && x.at+o.knownAfter() > y.leasedAt:
 		case x.table == lanes.timed && x.plan.group != y.plan.group && x.ready+o.knownAfter().Microseconds() > e.clock-(e.at-y.leasedAt).Microseconds():

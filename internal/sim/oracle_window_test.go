@@ -32,7 +32,7 @@ func (o *oracle) windows() {
 // window judges dispatch i.
 func (o *oracle) window(log []sentOnce, i int) {
 	e := &log[i]
-	if o.exempt(e) || o.shortened(e) || o.bypassed(log, i) {
+	if o.exempt(e) || o.shortened(log, i) || o.bypassed(log, i) {
 		return
 	}
 	extra := o.extra(e)
@@ -81,26 +81,37 @@ func (o *oracle) extra(e *sentOnce) int64 {
 	return 1
 }
 
-// shortened reports whether a window that ends with e may be too short because the
+// shortened reports whether a window that ends with dispatch i may be too short because the
 // back end's clock went back and then the cache forgot, or the limit moved to the
 // other store: the times of that are on the new clock, those of the dispatches
 // on the old one. See docs/proof.md, Known limits.
-func (o *oracle) shortened(e *sentOnce) bool {
+func (o *oracle) shortened(log []sentOnce, i int) bool {
 	if o.plan.lone {
 		return false
 	}
+	e, last := &log[i], o.lastIn(log, i)
 	for _, step := range o.backs {
 		over := step.at + clockAge + 2*step.dur.Abs() + o.longest(e.dest)
-		if e.at < step.at || e.at > over {
+		if last < step.at || e.at > over {
 			continue
 		}
 		for _, at := range append(o.moves(e.dest), o.wipes...) {
-			if at >= step.at-ruleAge && at <= e.at {
+			if at >= step.at-ruleAge && at <= last {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// lastIn returns when the last dispatch took place that a window that ends with
+// dispatch i may hold: one by a clock that is behind may be later than i.
+func (o *oracle) lastIn(log []sentOnce, i int) time.Duration {
+	last, from := log[i].at, log[i].stamp-o.longest(log[i].dest).Microseconds()
+	for j := i; j >= 0 && log[j].stamp > from; j-- {
+		last = max(last, log[j].at)
+	}
+	return last
 }
 
 // moves returns when the limit of a destination moved from one store to the other.
@@ -131,11 +142,11 @@ func (o *oracle) longest(dest string) time.Duration {
 // its limit because of emergencies that bypassed an earlier one: what a new limit
 // must assume of a past that is forgotten is what the old one allowed.
 func (o *oracle) bypassed(log []sentOnce, i int) bool {
-	e, longest := &log[i], o.longest(log[i].dest)
+	e, longest, last := &log[i], o.longest(log[i].dest), o.lastIn(log, i)
 	changed := false
 	for k := range o.rules {
 		r := &o.rules[k]
-		changed = changed || r.at > 0 && (r.dest == e.dest || r.dest == "*") && r.at <= e.at && e.at <= r.at+rulesKnown+ruleAge+2*longest
+		changed = changed || r.at > 0 && (r.dest == e.dest || r.dest == "*") && r.at <= last && e.at <= r.at+rulesKnown+ruleAge+2*longest
 	}
 	if !changed {
 		return false
