@@ -10,6 +10,7 @@
 //
 //	make chaos ROUNDS=1000
 //	make chaos ROUNDS=200 CHAOS_SEED=42
+//	make chaos ROUNDS=150 CHAOS_EVICT=1  # memcached evicts (no -M)
 package chaos_test
 
 import (
@@ -144,7 +145,11 @@ func (h *harness) onSQLite() {
 func (h *harness) onMariaDB() {
 	h.mariadb = testserver.OwnMariaDB(h.t)
 	h.admin = h.mariadb.Open(h.t)
-	h.memcached = testserver.OwnMemcached(h.t, "-M", "-m", "8")
+	options := []string{"-m", "8"}
+	if os.Getenv("CHAOS_EVICT") == "" {
+		options = append(options, "-M")
+	}
+	h.memcached = testserver.OwnMemcached(h.t, options...)
 	h.smallDataDisk()
 	for _, statement := range []string{
 		fmt.Sprintf("CREATE USER %s IDENTIFIED BY '%s'", plainUser, plainUser),
@@ -244,9 +249,9 @@ func (h *harness) drain() {
 		close(d.orders)
 	}
 	// The last one to be killed stays dead: others must find what it held.
-	dead := []*slot{h.slot("print"), h.slot("exec"), h.slot("post"), h.brokers[0], h.brokers[1]}[h.seed%5]
-	h.note("kill -9 of %s for good; drain", dead.name)
-	dead.stop(syscall.SIGKILL)
+	h.dead = []*slot{h.slot("print"), h.slot("exec"), h.slot("post"), h.brokers[0], h.brokers[1]}[h.seed%5]
+	h.note("kill -9 of %s for good; drain", h.dead.name)
+	h.dead.stop(syscall.SIGKILL)
 	changed := time.Now()
 	if !waitFor(func() bool {
 		now, err := h.store.Now(ctx)
@@ -299,7 +304,7 @@ func (h *harness) producing() bool {
 		return true
 	}
 	for _, d := range h.doors {
-		if d.flying.Load() > 0 {
+		if d.name != h.dead.name && d.producing() {
 			return true
 		}
 	}
@@ -314,6 +319,9 @@ func (h *harness) end() {
 	h.stop()
 	h.clients.Wait()
 	for _, s := range h.slots {
+		if s != h.dead && s != h.writer && !waitFor(s.atWork) {
+			h.t.Errorf("%s does not come to work", s.name)
+		}
 		s.stop(syscall.SIGTERM)
 	}
 	deadline := time.After(patience)
@@ -326,8 +334,12 @@ func (h *harness) end() {
 			<-s.ended
 		}
 	}
-	left, _, err := h.waiting(context.Background())
-	if err != nil || len(left) > 0 {
+	var left map[string]int64
+	var err error
+	if !waitFor(func() bool {
+		left, _, err = h.waiting(context.Background())
+		return err == nil
+	}) || len(left) > 0 {
 		h.t.Errorf("after the end of all processes: %v left, %v", left, err)
 	}
 }

@@ -116,6 +116,7 @@ func runClient() int {
 		return fail("reader", err)
 	}
 	defer c.r.Close()
+	fmt.Fprintln(os.Stderr, "opened")
 	var workers sync.WaitGroup
 	go c.produce()
 	for range 4 {

@@ -22,7 +22,7 @@ import (
 
 // What all processes under test agree on.
 const (
-	lease        = 2 * time.Second
+	lease        = 6 * time.Second // longer than a machine may keep a process from running, or a disk a commit
 	retryMin     = 20 * time.Millisecond
 	retryMax     = 200 * time.Millisecond
 	manyAttempts = 1_000_000 // a message that a process dies with is innocent
@@ -68,6 +68,7 @@ type harness struct {
 	writer  *slot
 	client  *slot
 	brokers []*slot
+	dead    *slot // the one that was killed for good
 	doors   []*door
 	proxies map[string]*testserver.Proxy // by what they stand before: a slot's database, a broker, memcached
 	disk    string                       // the folder on the small disk; empty: none
@@ -257,13 +258,8 @@ func (h *harness) put(rng *rand.Rand, destination string) bool {
 	case 2:
 		o.body += " " + strings.Repeat(".", rng.IntN(16<<10))
 	}
-	to := []chan *order{h.writer.orders, h.writer.orders, h.client.orders, h.doors[0].orders, h.doors[1].orders}[rng.IntN(5)]
-	select {
-	case to <- o:
-		return true
-	default:
-		return false
-	}
+	to := []func(*order) bool{h.writer.order, h.writer.order, h.client.order, h.doors[0].order, h.doors[1].order}[rng.IntN(5)]
+	return to(o)
 }
 
 // slot is one of the slots.

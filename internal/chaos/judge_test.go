@@ -58,6 +58,12 @@ func TestJudge(t *testing.T) {
 			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: -1_000_000, logged: logged})
 			l.stops = []stop{{"broker.2", -999_990, logged - 10}}
 		}},
+		{again, func(l *ledger) { // the same, but stopped for a moment of it only
+			l.message("id19").dispatches[0].attempt = 2
+			logged := l.message("id19").deliveries[0].acked + late
+			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: -1_000_000, logged: logged})
+			l.stops = []stop{{"broker.2", -999_990, 100_000}, {"broker.1", -999_990, logged - 10}}
+		}},
 		{again, func(l *ledger) { // the same, but not stopped: its clock was behind
 			l.message("id19").dispatches[0].attempt = 2
 			l.dispatched("id19", "a", dispatch{process: "broker.2", attempt: 1, at: -1_000_000, logged: l.message("id19").deliveries[0].acked + late})
@@ -99,6 +105,28 @@ func TestJudge(t *testing.T) {
 			m.deliveries[0].acked, m.deliveries[0].back = 0, true
 			l.dispatched("id19", "a", dispatch{process: "broker.1", at: m.dispatches[0].at + 10, logged: m.dispatches[0].at + 10})
 			l.dispatched("id19", "a", dispatch{process: "broker.2", at: m.dispatches[0].at + 20, logged: m.dispatches[0].at + 20})
+		}},
+		{again, func(l *ledger) { // a RECEIPT late by a log line that was ahead
+			d := l.message("id19").dispatches[0]
+			*l.message("id19").deliveries[0] = delivery{process: "reader", unsure: true, began: true, acked: d.logged + late - 30}
+			l.message("id19").dispatches[0].logged = d.at + 20
+			l.dispatched("id19", "a", dispatch{process: "reader.1", at: d.at + 2*late, logged: d.at + 2*late})
+		}},
+		{"", func(l *ledger) { // in time after its log line, not after its stamp
+			d := &l.message("id19").dispatches[0]
+			d.logged = d.at + late/2
+			*l.message("id19").deliveries[0] = delivery{process: "reader", unsure: true, began: true, acked: d.logged + late - 30}
+			l.dispatched("id19", "a", dispatch{process: "reader.1", at: d.at + 2*late, logged: d.at + 2*late})
+		}},
+		{behind, func(l *ledger) {
+			l.message("id7").dispatches[0].logged += 7_000_000
+			l.message("id7").deliveries[0].acked += 7_000_000
+		}},
+		{"", func(l *ledger) { // stopped, not behind
+			d := &l.message("id7").dispatches[0]
+			l.message("id7").deliveries[0].acked += 7_000_000
+			l.stops = []stop{{d.process, d.at + 10, d.at + 1_500_010}}
+			d.logged += 7_000_000
 		}},
 		{ahead, func(l *ledger) { l.message("id7").dispatches[0].logged -= 3_000_000 }},
 	} {

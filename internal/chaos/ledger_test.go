@@ -122,6 +122,16 @@ func (l *ledger) stopped(process string, from time.Time) {
 	l.stops = append(l.stops, stop{process, from.UnixMicro(), time.Now().UnixMicro()})
 }
 
+// zombies is how many of the stops were longer than a lease.
+func (l *ledger) zombies() (n int) {
+	for _, s := range l.stops {
+		if time.Duration(s.to-s.from)*time.Microsecond > lease {
+			n++
+		}
+	}
+	return n
+}
+
 // change changes a delivery that was noted.
 func (l *ledger) change(how func()) {
 	l.mu.Lock()
@@ -141,6 +151,7 @@ const (
 	unlogged = "delivered without a line in the log of dispatches"
 	above    = "windows above the limit"
 	ahead    = "dispatched by a clock that is ahead"
+	behind   = "dispatched by a clock that is behind"
 )
 
 // verdict is what the ledger says in the end.
@@ -149,7 +160,7 @@ type verdict struct {
 	first  map[string]string // an example each
 
 	sent, committed, delivered, deliveries, dispatches, acked, late, lateAgain, redelivered, windows int
-	aheadMost                                                                                        time.Duration
+	aheadMost, behindMost                                                                            time.Duration
 	reports                                                                                          []checker.Report
 	// apart are the reports by this machine's clock instead of the stamps, over
 	// three quarters of each window: a log line may be late, and a clock that is
@@ -171,6 +182,10 @@ const (
 	// stampError is the same for the distance of two stamps within half a lease:
 	// each process measures as soon as it starts.
 	stampError = 50 * time.Millisecond
+	// lateError is how long a process that nobody stopped may need from the stamp
+	// to its line in the log on a machine that stalls. What is later has a clock
+	// that is behind.
+	lateError = 6 * time.Second
 )
 
 // judge judges a pipe that is empty. Only processes that keep what they took,
@@ -270,6 +285,10 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 		if v.aheadMost = max(v.aheadMost, early); early > clockError {
 			v.bad(ahead, "%s by %s: %v", id, d.process, early)
 		}
+		late := -early - time.Duration(l.idle(d))*time.Microsecond
+		if v.behindMost = max(v.behindMost, late); late > lateError {
+			v.bad(behind, "%s by %s: %v, stops left out", id, d.process, late)
+		}
 		if i == 0 {
 			continue
 		}
@@ -281,13 +300,22 @@ func (l *ledger) judgeMessage(v *verdict, id string, m *message, lease time.Dura
 }
 
 // overtaken reports whether d was decided under a lease before the one that was
-// acknowledged, and its process was stopped between that and the line in its log.
+// acknowledged, and its process was stopped for most of the time between that and its line in the log.
 func (l *ledger) overtaken(m *message, d dispatch, acked int64) bool {
 	return slices.ContainsFunc(m.dispatches, func(x dispatch) bool {
 		return x.attempt > d.attempt && x.at > d.at && x.logged <= acked
-	}) && slices.ContainsFunc(l.stops, func(s stop) bool {
-		return s.process == d.process && s.from < d.logged && s.to > d.at
-	})
+	}) && l.idle(d) > (d.logged-d.at)/2
+}
+
+// idle returns for how many microseconds the process of d was stopped between its
+// stamp and its line in the log.
+func (l *ledger) idle(d dispatch) (total int64) {
+	for _, s := range l.stops {
+		if s.process == d.process {
+			total += max(0, min(s.to, d.logged)-max(s.from, d.at))
+		}
+	}
+	return total
 }
 
 // inTime reports whether d was acknowledged within a span from its dispatch, which
@@ -295,14 +323,38 @@ func (l *ledger) overtaken(m *message, d dispatch, acked int64) bool {
 func (m *message) inTime(d *delivery, within time.Duration) bool {
 	for _, x := range m.dispatches { // sorted: the first is the one that may have ended
 		if strings.HasPrefix(x.process, d.process+".") && x.attempt == d.attempt {
-			return time.Duration(d.acked-x.logged)*time.Microsecond < within
+			return time.Duration(d.acked-min(x.at, x.logged))*time.Microsecond < within
 		}
 	}
 	return false
 }
 
+// promises are the kinds with how many cases of each were looked at.
+func (v *verdict) promises() []promise {
+	return []promise{
+		{lost, v.committed, "messages that were committed for sure"},
+		{dropped, v.delivered, "messages delivered"},
+		{again, v.acked, "messages acknowledged for sure"},
+		{overlap, v.redelivered, "dispatches of a message that had one"},
+		{doubled, v.delivered, "messages delivered"},
+		{mixed, v.delivered, "messages delivered"},
+		{invented, v.delivered, "messages delivered"},
+		{unlogged, v.deliveries, "deliveries"},
+		{above, v.windows, "windows"},
+		{ahead, v.dispatches, "dispatches"},
+		{behind, v.dispatches, "dispatches"},
+	}
+}
+
+// promise is a kind of broken promise and how often it could have been found.
+type promise struct {
+	kind string
+	of   int
+	what string
+}
+
 // String is the figures of a verdict.
 func (v *verdict) String() string {
-	return fmt.Sprintf("%d messages sent, %d of them committed for sure, %d delivered, %d dispatches (%d of them again), %d acknowledged for sure, %d perhaps too late (%d of these came again); %d windows judged; clocks ahead by %v at most",
-		v.sent, v.committed, v.delivered, v.dispatches, v.redelivered, v.acked, v.late, v.lateAgain, v.windows, v.aheadMost)
+	return fmt.Sprintf("%d messages sent, %d of them committed for sure, %d delivered, %d dispatches (%d of them again), %d acknowledged for sure, %d perhaps too late (%d of these came again); %d windows judged; stamps ahead of log lines by %v at most, behind by %v besides stops",
+		v.sent, v.committed, v.delivered, v.dispatches, v.redelivered, v.acked, v.late, v.lateAgain, v.windows, v.aheadMost, v.behindMost)
 }

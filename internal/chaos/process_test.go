@@ -178,6 +178,23 @@ func (s *slot) feed(p *process, in io.WriteCloser, dead <-chan struct{}) {
 	}
 }
 
+// order gives the slot's processes an order if there is room for one.
+func (s *slot) order(o *order) bool {
+	select {
+	case s.orders <- o:
+		return true
+	default:
+		return false
+	}
+}
+
+// atWork reports whether the live process has said anything: what it says first
+// it says after it has learnt to end on SIGTERM.
+func (s *slot) atWork() bool {
+	info, err := os.Stat(s.live().errs)
+	return err == nil && info.Size() > 0
+}
+
 func (s *slot) live() *process {
 	s.mu.Lock()
 	defer s.mu.Unlock()

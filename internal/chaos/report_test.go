@@ -29,6 +29,12 @@ func (h *harness) report(rounds int, span time.Duration, counts map[string]int, 
 		t.Logf("MariaDB gave up on a full disk %d times and was started again", h.crashed)
 	}
 	t.Log(v)
+	lines = nil
+	for _, p := range v.promises() {
+		lines = append(lines, fmt.Sprintf("%5d of %6d %s: %s", v.broken[p.kind], p.of, p.what, p.kind))
+	}
+	t.Logf("broken promises:\n%s", strings.Join(lines, "\n"))
+	t.Logf("%d freezes of processes, %d of them longer than a lease", len(h.ledger.stops), h.ledger.zombies())
 	for _, r := range v.reports {
 		apart := v.apart[r.Destination]
 		t.Logf("%-10s %4d in %-7v %6d dispatches, fullest window %d, above %d; of three quarters by this machine's clock: fullest %d, above %d",

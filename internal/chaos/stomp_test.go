@@ -23,7 +23,29 @@ type door struct {
 	address string
 	ledger  *ledger
 	orders  chan *order
-	flying  atomic.Int64 // SENDs whose RECEIPT may come
+	given   atomic.Int64 // orders it was given and has no RECEIPT for
+	unsure  atomic.Int64 // Unix µs: when it last lost a connection with SENDs that may be stored yet
+}
+
+// unsureFor is how long a broker may still be storing what it took from a
+// connection that ended.
+const unsureFor = 10 * time.Second
+
+// order gives the door an order if it has room for one.
+func (d *door) order(o *order) bool {
+	d.given.Add(1)
+	select {
+	case d.orders <- o:
+		return true
+	default:
+		d.given.Add(-1)
+		return false
+	}
+}
+
+// producing reports whether the door has something on its way, or had a moment ago.
+func (d *door) producing() bool {
+	return d.given.Load() > 0 || time.Since(time.UnixMicro(d.unsure.Load())) < unsureFor
 }
 
 // keep runs a client's work on one connection after the other until ctx ends.
@@ -43,7 +65,13 @@ func (d *door) keep(ctx context.Context, work func(context.Context, *stomptest.C
 // produce sends what is ordered, with receipts. What has none when the connection
 // ends is not sent again: it may be stored or not. It returns when orders is closed.
 func (d *door) produce(ctx context.Context, c *stomptest.Client) error {
-	defer d.flying.Store(0)
+	flying := 0 // taken from orders, RECEIPTs that may come
+	defer func() {
+		if flying > 0 {
+			d.unsure.Store(time.Now().UnixMicro())
+			d.given.Add(int64(-flying))
+		}
+	}()
 	for {
 		select {
 		case <-ctx.Done():
@@ -54,25 +82,25 @@ func (d *door) produce(ctx context.Context, c *stomptest.Client) error {
 				return nil
 			}
 			d.put(c, o)
+			flying++
 		}
-		n := 1
-		for len(d.orders) > 0 && n < 10 {
+		for len(d.orders) > 0 && flying < 10 {
 			if o, ok := <-d.orders; ok {
 				d.put(c, o)
-				n++
+				flying++
 			}
 		}
 		if err := c.Flush(); err != nil {
 			return err
 		}
-		d.flying.Store(int64(n))
-		for range n {
+		for flying > 0 {
 			f, err := c.Next()
 			if err != nil {
 				return err
 			}
 			d.ledger.commit(stomptest.Header(f, "receipt-id"), "")
-			d.flying.Add(-1)
+			flying--
+			d.given.Add(-1)
 		}
 	}
 }

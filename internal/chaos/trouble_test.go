@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -19,7 +21,7 @@ type kind struct {
 	weight int
 	longer bool // may last longer than a lease
 	// start makes the trouble. undo ends it, nil if nothing is left to end; ok is
-	// false if it could not be made now.
+	// false if it could not be made now, or not for sure: with undo it may have been.
 	start func(rng *rand.Rand) (undo func(), ok bool)
 }
 
@@ -94,13 +96,13 @@ func (h *harness) trouble(steps []step, kinds []kind) map[string]int {
 		}
 		h.note("round %d: %s", n+1, k.name)
 		undo, ok := k.start(rand.New(rand.NewPCG(s.seed, 2)))
-		switch {
-		case !ok:
+		if undo != nil {
+			active[k.key] = ending{time.Now().Add(s.lasts), k.name, undo}
+		}
+		if !ok {
 			h.note("%s could not be done now", k.name)
 			counts[k.name+" (not possible then)"]++
 			continue
-		case undo != nil:
-			active[k.key] = ending{time.Now().Add(s.lasts), k.name, undo}
 		}
 		counts[k.name]++
 		if (n+1)%100 == 0 {
@@ -110,8 +112,13 @@ func (h *harness) trouble(steps []step, kinds []kind) map[string]int {
 			break
 		}
 	}
-	for key := range active {
-		end(key)
+	// Each lasts as long as planned: in a short run many outlast the last round.
+	for len(active) > 0 {
+		first := slices.MinFunc(slices.Collect(maps.Keys(active)), func(a, b string) int { return active[a].at.Compare(active[b].at) })
+		if !h.t.Failed() {
+			measure(time.Until(active[first].at))
+		}
+		end(first)
 	}
 	return counts
 }
@@ -229,9 +236,7 @@ func (h *harness) mariadbKinds() []kind {
 		}},
 		kind{name: "KILL of connections", key: "", weight: 4, start: func(rng *rand.Rand) (func(), bool) { return nil, h.killConnections(rng, "KILL ") }},
 		kind{name: "KILL QUERY of connections", key: "", weight: 4, start: func(rng *rand.Rand) (func(), bool) { return nil, h.killConnections(rng, "KILL QUERY ") }},
-		kind{name: "read-only", key: database, weight: 4, start: func(*rand.Rand) (func(), bool) {
-			return func() { h.root("SET GLOBAL read_only = 0") }, h.root("SET GLOBAL read_only = 1")
-		}},
+		kind{name: "read-only", key: database, weight: 4, start: h.readOnly},
 		kind{name: "tables locked for a backup", key: database, weight: 2, start: h.backup},
 	)
 }
@@ -245,6 +250,44 @@ func (h *harness) root(statement string) bool {
 		h.note("%s: %v", statement, err)
 	}
 	return err == nil
+}
+
+// insist repeats what must be done before the run can go on.
+func (h *harness) insist(what string, do func() bool) {
+	if !waitFor(do) {
+		h.t.Errorf("%s: not done in %v", what, patience)
+	}
+}
+
+// readOnly sets the server read-only, for which it waits until nobody commits.
+// When that takes too long it may become read-only later: undo sees to that too.
+func (h *harness) readOnly(*rand.Rand) (func(), bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	setter, err := h.admin.Conn(ctx)
+	if err != nil {
+		return nil, false
+	}
+	defer setter.Close()
+	var id int64
+	if err := setter.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&id); err != nil {
+		return nil, false
+	}
+	_, err = setter.ExecContext(ctx, "SET GLOBAL read_only = 1")
+	if err == nil {
+		return func() { h.insist("read-only off", func() bool { return h.root("SET GLOBAL read_only = 0") }) }, true
+	}
+	h.note("SET GLOBAL read_only = 1: %v", err)
+	return func() {
+		h.insist("read-only off", func() bool {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			_, _ = h.admin.ExecContext(ctx, fmt.Sprint("KILL ", id)) // it may have ended
+			var left int
+			err := h.admin.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.processlist WHERE id = ?", id).Scan(&left)
+			return err == nil && left == 0 && h.root("SET GLOBAL read_only = 0")
+		})
+	}, false
 }
 
 // killConnections kills a random part of the processes' connections.
@@ -319,19 +362,21 @@ func (h *harness) memcachedKinds() []kind {
 			return nil, true
 		}},
 		kind{name: "memcached full of junk", key: key, weight: 3, start: func(*rand.Rand) (func(), bool) {
-			return func() { h.junk("delete junk%d noreply\r\n") }, h.junk("set junk%d 0 0 1500 noreply\r\n" + string(make([]byte, 1500)) + "\r\n")
+			return func() {
+				h.insist("delete the junk", func() bool { return h.junk("delete junk%d noreply\r\n") })
+			}, h.junk("set junk%d 0 0 1500 noreply\r\n" + string(make([]byte, 1500)) + "\r\n")
 		}},
 	)
 }
 
 // junk sends a command for each of many keys, more than the server has memory for.
 func (h *harness) junk(format string) bool {
-	nc, err := net.DialTimeout("tcp", h.memcached.Addr, 5*time.Second)
+	nc, err := net.DialTimeout("tcp", h.memcached.Addr, 20*time.Second)
 	if err != nil {
 		return false
 	}
 	defer nc.Close()
-	if nc.SetDeadline(time.Now().Add(5*time.Second)) != nil {
+	if nc.SetDeadline(time.Now().Add(20*time.Second)) != nil {
 		return false
 	}
 	var text []byte
