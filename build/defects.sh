@@ -3,6 +3,9 @@
 # time, and runs the test that must catch each. It fails if a defect survives, or
 # if the test fails without it, or if the place of a defect is not found.
 # An argument restricts it to the defects whose name contains it.
+# Caught means that go test tells of a test that failed. A defect with which the
+# tests can only hang or crash has a line "ends timed out" or "ends panic" before
+# its line "test": then that counts as well.
 set -euf
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -25,7 +28,7 @@ run() {
 		shift
 	done
 	# shellcheck disable=SC2086 # the assignments are words
-	env $vars go test -count=1 -timeout 5m "$@" >"$tmp/out" 2>&1
+	env $vars go test -count=1 -timeout 15m "$@" >"$tmp/out" 2>&1
 }
 
 # sound TEST: whether the test passes without a defect; asked once per test.
@@ -51,8 +54,20 @@ failed=0 count=0
 verdict() { # WHAT SECONDS
 	count=$((count + 1))
 	[ "$1" = caught ] || failed=$((failed + 1))
-	printf '%-9s %5ss  %s (%s): %s\n' "$1" "$2" "$name" "$file" "$test"
+	by=$(sed -n 's/^--- FAIL: \([^ ]*\).*/ by \1/p' "$tmp/out" | sort -u | head -n 3 | tr -d '\n')
+	[ "$1" = caught ] || by=
+	printf '%-9s %5ss  %s (%s): %s%s\n' "$1" "$2" "$name" "$file" "$test" "$by"
 	[ "$1" = caught ] || [ ! -s "$tmp/out" ] || tail -n 20 "$tmp/out" | sed 's/^/    /'
+}
+
+# caught: whether the run's output tells that a test failed, or ended as the
+# defect says that it does.
+caught() {
+	case $ends in
+	"timed out") grep -q -e '^--- FAIL: ' -e '^panic: test timed out' "$tmp/out" ;;
+	panic) grep -q -e '^--- FAIL: ' -e '^panic: ' -e '^fatal error: ' "$tmp/out" ;;
+	*) grep -q '^--- FAIL: ' "$tmp/out" ;;
+	esac
 }
 
 attempt() {
@@ -76,7 +91,7 @@ attempt() {
 		verdict "no build" 0
 	elif run $test; then
 		verdict survived $(($(date +%s) - began))
-	elif grep -q -e '--- FAIL' -e 'test timed out' -e '^panic:' -e '^fatal error:' -e '^FAIL' "$tmp/out" && ! grep -q 'build failed' "$tmp/out"; then
+	elif caught; then
 		verdict caught $(($(date +%s) - began))
 	else
 		verdict "no test" $(($(date +%s) - began))
@@ -86,10 +101,11 @@ attempt() {
 
 while read -r key value; do
 	case $key in
-	name) name=$value ;;
+	name) name=$value ends= ;;
 	file) file=$value ;;
 	old) old=$value ;;
 	new) new=$value ;;
+	ends) ends=$value ;;
 	test)
 		test=$value
 		attempt </dev/null
