@@ -58,6 +58,9 @@ func TestDamagedFile(t *testing.T) {
 			return
 		}
 	}
+	if told.served == 0 || told.missing+told.messages+told.refused+told.failed == 0 {
+		t.Errorf("nothing was served, or nothing was hit: %+v", told)
+	}
 	t.Logf("%d files: %d refused to open, %d with calls that failed, %d messages told to be damaged, %d served unchanged, %d not found",
 		rounds, told.refused, told.failed, told.messages, told.served, told.missing)
 }
@@ -97,7 +100,7 @@ func fill(t *testing.T, path string, n int) map[queue.ID]*queue.Message {
 // take does with a damaged file what a reader does: finds, leases, acks.
 func (d *damage) take(t *testing.T, path, what string, want map[queue.ID]*queue.Message) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // up to 120 commits
 	defer cancel()
 	check := func(call string, err error) {
 		if err == nil {
