@@ -2,6 +2,7 @@ package valve_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -79,6 +80,40 @@ func TestLateExtensionOfAnEarlierLease(t *testing.T) {
 			t.Errorf("nack: %v", err)
 		}
 		p.ack(p.next(r))
+		p.close(r)
+	})
+}
+
+// slowStore carries extensions out after a while.
+type slowStore struct {
+	*queue.Memory
+	late time.Duration
+}
+
+func (s *slowStore) Apply(ctx context.Context, now time.Time, c *queue.Change) (queue.Outcome, error) {
+	if len(c.Settle) > 0 && c.Settle[0].Verb == queue.Extend {
+		pass(s.late)
+	}
+	return s.Memory.Apply(ctx, now, c)
+}
+
+// An extension that is answered when its lease has ended, and the reader has
+// handed the message out again, is none.
+func TestExtensionOfAnEndedLease(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		r := p.readerOn(&slowStore{p.store, 15 * time.Second}, 10*time.Second)
+		p.insert(text("d", "m"))
+		first := p.next(r)
+		extended := make(chan error)
+		go func() { extended <- first.Extend(t.Context(), time.Minute) }()
+		pass(11 * time.Second)
+		second := p.next(r)
+		if err := <-extended; !errors.Is(err, valve.ErrLeaseLost) {
+			t.Errorf("got %v, want %v", err, valve.ErrLeaseLost)
+		}
+		if err := second.Ack(t.Context()); err != nil {
+			t.Error(err)
+		}
 		p.close(r)
 	})
 }

@@ -121,6 +121,9 @@ func (r *Reader) settleBatch(batch []*ending) {
 			// whose answer was lost had been carried out.
 			lost[i] = !now.Add(r.cfg.Lease / 8).Before(x.entry.leaseUntil)
 		}
+		if x.settle.Verb == queue.Extend && x.entry.phase == gone {
+			lost[i] = true // what was extended, if anything, is a later lease of this reader
+		}
 		r.ended(x, lost[i], err, now)
 	}
 	r.mu.Unlock()
