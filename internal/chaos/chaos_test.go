@@ -36,6 +36,9 @@ import (
 // shortRounds is how many rounds `go test` makes; MVALVE_CHAOS_ROUNDS overrules it.
 const shortRounds = 12
 
+// shortRun is how many rounds are a short run.
+const shortRun = 50
+
 var (
 	bin     string   // the folder of the commands, built once
 	limited []string // the names of limits, in order
@@ -106,6 +109,9 @@ func setting[T int | uint64](t *testing.T, name string, otherwise T) T {
 func TestChaos(t *testing.T) {
 	seed := setting(t, "CHAOS_SEED", rand.Uint64()>>1)
 	rounds := setting(t, "MVALVE_CHAOS_ROUNDS", shortRounds)
+	if rounds > shortRun {
+		lease = longRunLease
+	}
 	for name, prepare := range map[string]func(*harness){"sqlite": (*harness).onSQLite, "mariadb+memcached": (*harness).onMariaDB} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -200,7 +206,7 @@ func (h *harness) smallDataDisk() {
 func (h *harness) run(rounds int) {
 	t := h.t
 	pace := 500 * time.Millisecond
-	if rounds <= 50 {
+	if rounds <= shortRun {
 		pace = 300 * time.Millisecond
 	}
 	h.began = time.Now()

@@ -31,6 +31,7 @@ const (
 	clientRole    = "client"
 	holderRole    = "holder"
 	queueVariable = "MVALVE_CHAOS_QUEUE"
+	leaseVariable = "MVALVE_CHAOS_LEASE"
 )
 
 // exitUnavailable is the exit code of a client that cannot open its pipe.
@@ -87,6 +88,9 @@ func runClient() int {
 	ledger, err := os.OpenFile(os.Getenv(ledgerVariable), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fail("ledger", err)
+	}
+	if lease, err = time.ParseDuration(os.Getenv(leaseVariable)); err != nil {
+		return fail("lease", err)
 	}
 	store, err := openStore(ctx, os.Getenv(queueVariable), log)
 	if err != nil {
