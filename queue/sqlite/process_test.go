@@ -150,11 +150,16 @@ func TestProcessesShareFairly(t *testing.T) {
 	t.Logf("%d transactions of 9 processes (fewest %d) beside %d of 1,000 rows: lock wait p50 %v, p99 %v, worst %v; greedy held it p50 %v, p99 %v",
 		len(waits), fewest, len(full.Helds), quantile(waits, 50), quantile(waits, 99), quantile(waits, 100),
 		quantile(full.Helds, 50), quantile(full.Helds, 99))
-	// The longest, not their 99th percentile: a disk that stalls once for seconds
-	// makes all others wait once, and that is one in a hundred of their waits.
-	limit := max(10*time.Millisecond, 2*quantile(full.Helds, 100)+9*quantile(helds, 100))
-	if p99 := quantile(waits, 99); p99 > limit {
-		t.Errorf("lock wait p99 is %v, want at most %v", p99, limit)
+	// A disk that stalls once makes all others wait once, and that may be one in a
+	// hundred of their waits: then the worst wait is judged, by the longest turn.
+	const stall = 250 * time.Millisecond
+	percent := 99
+	if max(quantile(full.Helds, 100), quantile(helds, 100)) > stall {
+		percent = 100
+	}
+	limit := max(10*time.Millisecond, 2*quantile(full.Helds, percent)+9*quantile(helds, percent))
+	if wait := quantile(waits, percent); wait > limit {
+		t.Errorf("lock wait p%d is %v, want at most %v", percent, wait, limit)
 	}
 	if fewest < len(full.Helds)/5 {
 		t.Errorf("a process had %d turns beside %d of the greedy one", fewest, len(full.Helds))
