@@ -139,7 +139,7 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 		}
 		head := d.ready[0]
 		urgent := rank(&head.ref) == 0
-		bypass := urgent && r.cfg.Emergency == Bypass && it.limited
+		bypass := r.bypasses(it, head)
 		spaced := !urgent && head.ref.Hold > 0
 		if len(it.entries) > 0 && (spaced || bypass != it.charge) || !r.fits(ahead, head.ref.Size) {
 			break
@@ -181,18 +181,25 @@ func (r *Reader) choose(j *job, d *destination, sub *Subscription, n int, now ti
 func (r *Reader) chooseHeld(it *item, n, ahead int) int {
 	for len(it.entries) < n && len(it.d.held) > 0 && it.hold == 0 {
 		e := it.d.held[0]
+		bypass := r.bypasses(it, e)
 		spaced := rank(&e.ref) != 0 && e.ref.Hold > 0
-		if spaced && len(it.entries) > 0 || !r.fits(ahead, e.ref.Size) {
+		if len(it.entries) > 0 && (spaced || bypass != it.charge) || !r.fits(ahead, e.ref.Size) {
 			break
 		}
 		it.d.held = it.d.held[1:]
 		ahead += e.ref.Size
 		r.assign(it, e, false)
+		it.charge = bypass
 		if spaced {
 			it.hold, it.limited = e.ref.Hold, true
 		}
 	}
 	return ahead
+}
+
+// bypasses reports whether e is counted by the limit of it, but does not wait for it.
+func (r *Reader) bypasses(it *item, e *entry) bool {
+	return it.limited && r.cfg.Emergency == Bypass && rank(&e.ref) == 0
 }
 
 func (r *Reader) assign(it *item, e *entry, fresh bool) {

@@ -160,6 +160,9 @@ func (r *Reader) granted(it *item, g throttle.Grant, now time.Time) {
 		r.warnLimiter(now, d.name, g.Err)
 		d.notBefore, d.why = now.Add(retryPause), "limiter unreachable"
 	}
+	if g.Stale { // until the newer rules are here, if they can be read
+		d.notBefore, d.why = now.Add(retryPause), "its limit has changed"
+	}
 	n := min(len(g.Permits), len(it.entries))
 	if n > 0 {
 		d.relaxed = g.Permits[n-1].Until.Sub(g.Permits[n-1].At) >= relaxedSlack
