@@ -6,7 +6,7 @@ import "time"
 func (p *plan) drawMore(d dice) {
 	p.keep = !p.calm && d.oneIn(2)
 	if d.oneIn(8) {
-		p.grid, p.latency = gridStep, 2*gridLag
+		p.grid, p.latency = gridStep, 0 // calls take no time
 		for i := range p.msgs {
 			p.msgs[i].at = p.msgs[i].at.Round(gridStep)
 			p.msgs[i].delay = p.msgs[i].delay.Round(gridStep)
@@ -37,9 +37,6 @@ func (p *plan) drawBehind(d dice) {
 
 // gridStep is half a second divided by ten, so that windows end on the grid, too.
 const gridStep = 50 * time.Millisecond
-
-// gridLag is what each way of a call takes there.
-const gridLag = 25 * time.Microsecond
 
 // drawChanges lets consumers end a delivery in another way when they do not know
 // what came of the first, and many first ways end like that.

@@ -44,7 +44,7 @@ var queueErrors = portErrors{queue.ErrUnavailable, queue.ErrUnknown}
 func (p *proc) lag() time.Duration {
 	p.w.uses++
 	if p.w.plan.grid > 0 {
-		return gridLag + time.Duration(p.w.uses%997)*time.Nanosecond
+		return time.Duration(p.w.uses%997) * time.Nanosecond
 	}
 	return p.dice.upTo(p.w.plan.latency/2) + time.Duration(p.w.uses%997)*time.Nanosecond
 }
