@@ -510,7 +510,6 @@ func TestSeedDurationSpacesASeries(t *testing.T) {
 	})
 }
 
-// The historic test of the statistics: enqueue and dequeue are counted.
 // A message that spaces a series begins a job of its own: the scheduler must not
 // look for room in the job that takes what is before it, for ever.
 func TestSeriesBehindOthers(t *testing.T) {
@@ -539,6 +538,7 @@ func TestSeriesBehindOthers(t *testing.T) {
 	})
 }
 
+// The historic test of the statistics: enqueue and dequeue are counted.
 func TestSeedStatslog(t *testing.T) {
 	inPipe(t, func(t *testing.T, p *pipe) {
 		start := p.w.Now().Truncate(time.Second)
