@@ -1,7 +1,10 @@
 package valve_test
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -61,6 +64,32 @@ func TestBypassAfterALapsedPermit(t *testing.T) {
 			t.Errorf("%d updates of the limiter's state", n)
 		}
 		p.ack(d)
+	})
+}
+
+// Stores that are too slow for permits are told in the log.
+func TestSlowStoresAreTold(t *testing.T) {
+	inPipe(t, func(t *testing.T, p *pipe) {
+		p.limit("d", "1000/1s")
+		var log bytes.Buffer
+		store, start := &slowLease{Memory: p.store}, p.w.Now()
+		r := p.open(store, valve.ReaderConfig{
+			Writer: p.w, Rules: p.rules, State: p.state, Durable: p.state, Address: "-", Wait: time.Minute,
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		for range 24 {
+			store.next.Store(int64(150 * time.Millisecond))
+			p.insert(text("d", "x"))
+			p.ack(p.next(r))
+			pass(time.Second)
+			if strings.Contains(log.String(), "too slow") && p.w.Now().Sub(start) < 10*time.Second {
+				t.Error("told at once: a store may hang for a moment")
+			}
+		}
+		p.close(r)
+		if n := strings.Count(log.String(), "too slow for limits"); n != 2 {
+			t.Errorf("told %d times:\n%s", n, &log)
+		}
 	})
 }
 

@@ -57,6 +57,7 @@ func (r *Reader) run(j *job) {
 	r.jobs[j.class]--
 	if j.class != unlimited && j.won() {
 		r.leads[j.class].add(time.Since(began))
+		r.warnSlow(now, r.leads[j.class].estimate())
 	}
 	for _, it := range j.items {
 		it.done = true
@@ -191,6 +192,25 @@ func (r *Reader) warnLimiter(now time.Time, destination string, err error) {
 	if r.ctx.Err() == nil && now.Sub(r.warned) >= 10*time.Second {
 		r.warned = now
 		r.log.Warn("limiter unreachable; limited destinations wait", "destination", destination, "err", err)
+	}
+}
+
+// tooSlow is how long a job may take before its permits begin to lapse: they are
+// asked for no earlier, and last little longer.
+const tooSlow = 100 * time.Millisecond
+
+// warnSlow logs that limits cannot be used up when jobs have needed too long for
+// ten seconds, and then every ten seconds. The mutex is held.
+func (r *Reader) warnSlow(now time.Time, needed time.Duration) {
+	switch {
+	case needed <= tooSlow:
+		r.slowSince = time.Time{}
+	case r.slowSince.IsZero():
+		r.slowSince = now
+	case now.Sub(r.slowSince) >= 10*time.Second:
+		r.slowSince = now
+		r.log.Warn("the stores are too slow for limits: permits lapse before their messages may leave; use a faster disk, or count in memcached",
+			"needed", needed.Round(time.Millisecond), "at_most", tooSlow)
 	}
 }
 

@@ -38,32 +38,33 @@ type Reader struct {
 	refill   chan struct{} // capacity 1: a refill is wanted
 	surveyor chan struct{} // capacity 1: a pass at full speed is wanted
 
-	mu       sync.Mutex
-	x        *index
-	rings    [classes]rings
-	ahead    [classes]int // shares of messages on the way to their dispatch; see ahead.go
-	bytes    int          // of bodies on the way to their dispatch
-	turn     int          // matches so far
-	wildTurn int          // those of subscriptions with many destinations
-	jobs     [classes]int
-	leads    [classes]lead
-	refills  []*destination
-	leased   map[*entry]struct{}
-	reach    map[queue.ID]time.Time   // up to when extensions longer than a lease may make leases last
-	exact    map[string]*Subscription // the one served last of a ring of those with one destination
-	wild     []*Subscription
-	freed    []*Subscription // may take what they have parked
-	main     *Subscription   // of Next, registered by its first call
-	mainOnce sync.Once
-	applied  int64                     // version of the rules by which destinations were last woken
-	onHold   map[*destination]struct{} // asleep because of a hold
-	peers    []queue.ID                // live readers
-	warned   time.Time                 // when the limiter was last complained about
-	surveys  int                       // destination passes asked for at full speed
-	surveyed int                       // those that have ended
-	stats    Stats
-	closing  bool
-	closed   bool
+	mu        sync.Mutex
+	x         *index
+	rings     [classes]rings
+	ahead     [classes]int // shares of messages on the way to their dispatch; see ahead.go
+	bytes     int          // of bodies on the way to their dispatch
+	turn      int          // matches so far
+	wildTurn  int          // those of subscriptions with many destinations
+	jobs      [classes]int
+	leads     [classes]lead
+	refills   []*destination
+	leased    map[*entry]struct{}
+	reach     map[queue.ID]time.Time   // up to when extensions longer than a lease may make leases last
+	exact     map[string]*Subscription // the one served last of a ring of those with one destination
+	wild      []*Subscription
+	freed     []*Subscription // may take what they have parked
+	main      *Subscription   // of Next, registered by its first call
+	mainOnce  sync.Once
+	applied   int64                     // version of the rules by which destinations were last woken
+	onHold    map[*destination]struct{} // asleep because of a hold
+	peers     []queue.ID                // live readers
+	warned    time.Time                 // when the limiter was last complained about
+	slowSince time.Time                 // since when jobs need too long for permits
+	surveys   int                       // destination passes asked for at full speed
+	surveyed  int                       // those that have ended
+	stats     Stats
+	closing   bool
+	closed    bool
 }
 
 // OpenReader opens a Reader on store. The caller keeps the store and the states
