@@ -62,6 +62,7 @@ func (o *oracle) passedOver(e *event, x *letter) {
 		case y.table == lanes.timed && y.ready+o.knownAfter().Microseconds() > e.clock:
 		case y.plan.expires > 0:
 		case shared && y.rank() == x.rank(): // readers may interleave by a batch
+		case o.plan.cap > 0 && y.rank() == x.rank(): // a full index forgot it
 		case !o.serves(e.proc, y.plan.dest):
 		case o.leasedSoon(y, e):
 		default:
@@ -93,8 +94,10 @@ func (o *oracle) overtakes(e *event, y *letter, s *side) {
 		switch {
 		case x == y || !x.committed || x.ended != 0 || x.delivered > 0 || x.leases > 1 || x.leases == 1 && x.holder != e.proc || x.released || x.plan.dest != e.dest:
 		case x.rank() != y.rank() || x.plan.level != y.plan.level || x.compare(y) >= 0 || x.plan.expires > 0:
+		case x.leases == 1 && (e.at-x.leasedAt) > o.plan.lease/2: // its reader did not hear of the lease, or no longer trusts it
 		case x.plan.group != y.plan.group && x.at+o.knownAfter() > y.leasedAt:
 		case x.table == lanes.timed && x.plan.group != y.plan.group && x.ready+o.knownAfter().Microseconds() > e.clock-(e.at-y.leasedAt).Microseconds():
+		case o.deliveredWith(x, e): // consumers that wait side by side
 		default:
 			o.blame(ruleOrder, e.at, "p%d delivers m%d of %s before m%d, stored at %.6fs", e.proc, y.n, e.dest, x.n, x.at.Seconds())
 		}
@@ -131,6 +134,19 @@ func (o *oracle) leasedSoon(y *letter, e *event) bool {
 			break
 		}
 		if l.at >= e.at && l.msg == y.n && l.kind == kLeased {
+			return true
+		}
+	}
+	return false
+}
+
+// deliveredWith reports whether x is delivered by the process of e at the very
+// moment of e.
+func (o *oracle) deliveredWith(x *letter, e *event) bool {
+	for i := range o.h {
+		if d := &o.h[i]; d.at > e.at {
+			break
+		} else if d.at == e.at && d.kind == e.kind && d.proc == e.proc && d.msg == x.n {
 			return true
 		}
 	}

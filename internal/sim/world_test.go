@@ -280,7 +280,7 @@ func (w *world) lastUse() time.Time {
 	}
 	last := now
 	for _, r := range readers {
-		if r.SeenAt.After(now) {
+		if r.SeenAt.After(now.Add(100 * time.Millisecond)) {
 			last = later(last, r.SeenAt.Add(10*time.Second))
 		}
 	}

@@ -201,6 +201,10 @@ func TestLastUse(t *testing.T) {
 	if at, err := p.lastUse(t.Context()); err != nil || now.Sub(at) > time.Second {
 		t.Errorf("with a live reader last used %v ago, %v", now.Sub(at), err)
 	}
+	announce(t, p, -50*time.Millisecond) // a reader's clock is a little ahead
+	if at, err := p.lastUse(t.Context()); err != nil || at.Sub(now) > 5*time.Second {
+		t.Errorf("beside a reader that is a little ahead last used %v ahead, %v", at.Sub(now), err)
+	}
 	announce(t, p, -time.Minute) // the database's clock went back since
 	if at, err := p.lastUse(t.Context()); err != nil || at.Sub(now) < time.Minute {
 		t.Errorf("after the clock went back last used %v ahead, %v", at.Sub(now), err)

@@ -48,6 +48,8 @@ const (
 	// orderly is how far back a reader that left in order may have dispatched
 	// what still counts: the longest interval a cache is asked to keep, and a margin.
 	orderly = 2 * time.Minute
+	// noise is more than two processes read the database's clock apart.
+	noise = 100 * time.Millisecond
 )
 
 // lastUse returns the time until which the limits may have been in use, for a
@@ -69,7 +71,7 @@ func (p *Pipe) lastUse(ctx context.Context) (time.Time, error) {
 		}
 	}
 	switch {
-	case last.After(now):
+	case last.After(now.Add(noise)):
 		// The database's clock went back: a reader that has not noticed yet goes
 		// by the time before.
 		return last.Add(lastWord), nil
