@@ -97,7 +97,7 @@ func (o *oracle) overtakes(e *event, y *letter, s *side) {
 		case x.leases == 1 && (e.at-x.leasedAt) > o.plan.lease/2: // its reader did not hear of the lease, or no longer trusts it
 		case x.plan.group != y.plan.group && x.at+o.knownAfter() > y.leasedAt:
 		case x.table == lanes.timed && x.plan.group != y.plan.group && x.ready+o.knownAfter().Microseconds() > e.clock-(e.at-y.leasedAt).Microseconds():
-		case o.deliveredWith(x, e): // consumers that wait side by side
+		case o.plan.procs[s.slot].consumers > 1 && o.deliveredWith(x, e): // they wait side by side
 		default:
 			o.blame(ruleOrder, e.at, "p%d delivers m%d of %s before m%d, stored at %.6fs", e.proc, y.n, e.dest, x.n, x.at.Seconds())
 		}
