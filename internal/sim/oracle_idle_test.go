@@ -1,6 +1,9 @@
 package sim
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 const (
 	// lookEvery is how often the oracle looks for messages that wait in vain.
@@ -34,7 +37,7 @@ func (o *oracle) lookForIdle(at time.Duration, clock int64) {
 	if o.jump || !o.plan.calm && !o.settledFor(at, settleTime+bound) {
 		return
 	}
-	if o.back && o.wiped && at < o.lastWipe+lostAhead {
+	if len(o.stepsBack) > 0 && len(o.wipes) > 0 && at < slices.Max(o.wipes)+lostAhead {
 		return
 	}
 	for i := range o.letters {

@@ -92,27 +92,24 @@ type seen struct {
 }
 
 type oracle struct {
-	plan     *plan
-	h        []event
-	letters  []letter // by number
-	sides    []side   // by process
-	rules    []event  // kRule
-	held     []event  // kHold
-	found    []violation
-	trouble  []time.Duration          // of faults
-	changed  map[string]time.Duration // when the rule of a pattern did, the last time
-	looks    int                      // for messages that wait in vain, of destinations with a limit
-	jump     bool                     // the clock stepped far: who is behind waits
-	back     bool                     // it stepped back
-	stepped  bool                     // it stepped already
-	backs    []fault                  // its steps back
-	wipes    []time.Duration          // of the cache
-	ahead    []time.Duration          // it stepped far ahead
-	wiped    bool                     // the cache forgot
-	lastWipe time.Duration            // the last time
-	dests    []string
-	sent     map[string][]int64 // stamps so far
-	pace     map[string]int64   // until when dispatches so far have used up a paced limit
+	plan      *plan
+	h         []event
+	letters   []letter // by number
+	sides     []side   // by process
+	rules     []event  // kRule
+	held      []event  // kHold
+	found     []violation
+	trouble   []time.Duration          // of faults
+	changed   map[string]time.Duration // when the rule of a pattern did, the last time
+	looks     int                      // for messages that wait in vain, of destinations with a limit
+	jump      bool                     // the clock stepped far: who is behind waits
+	stepped   bool                     // it stepped already
+	stepsBack []fault                  // of the clock
+	wipes     []time.Duration          // of the cache
+	ahead     []time.Duration          // it stepped far ahead
+	dests     []string
+	sent      map[string][]int64 // stamps so far
+	pace      map[string]int64   // until when dispatches so far have used up a paced limit
 }
 
 // farStep is the largest step of the clock that leases and limits take without
@@ -134,14 +131,12 @@ func judge(w *world) []violation {
 		case fStep:
 			o.jump = o.jump || f.dur.Abs() > farStep
 			if f.dur < 0 {
-				o.back = true
-				o.backs = append(o.backs, f)
+				o.stepsBack = append(o.stepsBack, f)
 			}
 			if f.dur > farStep {
 				o.ahead = append(o.ahead, f.at)
 			}
 		case fWipe:
-			o.wiped, o.lastWipe = true, max(o.lastWipe, f.at)
 			o.wipes = append(o.wipes, f.at)
 		}
 	}

@@ -90,7 +90,7 @@ func (o *oracle) shortened(log []sentOnce, i int) bool {
 		return false
 	}
 	e, last := &log[i], o.lastIn(log, i)
-	for _, step := range o.backs {
+	for _, step := range o.stepsBack {
 		over := step.at + clockAge + 2*step.dur.Abs() + o.longest(e.dest)
 		if last < step.at || e.at > over {
 			continue
